@@ -1,0 +1,66 @@
+"""Command lines derived from a configuration dataclass, and one way of failing."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, get_type_hints
+
+from jaxcifar.config import choices, flag, fraction
+from jaxcifar.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def parse(config_type: type, argv: Sequence[str] | None, *, prog: str, description: str) -> Any:
+    """Reads the flags of a dataclass's fields.
+
+    Returns:
+      A dict of the flags that were given, and no others.
+
+    Raises:
+      UserError: an unknown flag, or a value that cannot be read.
+      SystemExit: after ``--help``.
+    """
+    parser = _Parser(
+        prog=f"python -m {prog}",
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
+    )
+    hints = get_type_hints(config_type)
+    for field in dataclasses.fields(config_type):
+        hint, text = hints[field.name], field.metadata["help"].replace("%", "%%")
+        if field.default is not None and hint is not bool:
+            text += f" (default: {_show(field.default)})"
+        if hint is bool:
+            parser.add_argument(flag(field.name), action="store_true", help=text)
+            continue
+        options: dict[str, Any] = {"choices": choices(hint)} if choices(hint) else {}
+        if hint in (int, float):
+            options = {"type": int if hint is int else fraction, "metavar": "N"}
+        elif not options:
+            options = {"metavar": "PATH"}
+        parser.add_argument(flag(field.name), help=text, **options)
+    return vars(parser.parse_args(argv))
+
+
+def run(main: Callable[[Sequence[str] | None], object], *, prog: str) -> NoReturn:
+    """Runs a command: exit 0, or 2 after one line when the input is at fault, or 130 when stopped."""
+    try:
+        main(None)
+    except (UserError, OSError) as error:
+        text = " ".join(str(error).split())  # one line, whatever a library put into it
+        print(f"{prog}: error: {text}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _show(default: object) -> str:
+    return "1/3" if default == 1 / 3 else str(default)

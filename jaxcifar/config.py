@@ -1,0 +1,172 @@
+"""The configuration of a training run: one frozen dataclass, checked in one place.
+
+The command line is derived from it (``cli.py``), and it is saved as JSON beside the
+checkpoints. This module imports nothing heavy.
+"""
+
+import dataclasses
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+from jaxcifar.errors import UserError
+
+ModelName = Literal["vgg16", "vgg16_bn", "resnet50_layer4"]
+DatasetName = Literal["cifar10", "digits"]
+MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
+
+
+def _option(default: Any, help: str, *, may_change: bool = False) -> Any:
+    """A field with its help; ``may_change`` marks those that a resumed run may set anew."""
+    return dataclasses.field(default=default, metadata={"help": help, "may_change": may_change})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a run. The defaults are the original program's.
+
+    Raises:
+      UserError: a value is of the wrong type or out of range.
+    """
+
+    model: ModelName = _option("vgg16", "the network")
+    dataset: DatasetName = _option(
+        "cifar10", "the data; digits is scikit-learn's, ships with it and needs no network"
+    )
+    data_dir: str | None = _option(
+        None,
+        "where the data is or will be downloaded to: a TFDS folder, or one that holds a CIFAR-10"
+        " archive or its unpacked folder (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+        may_change=True,
+    )
+    workdir: str | None = _option(
+        None,
+        "where checkpoints and logs go (default: runs/DATASET-MODEL-TIME)",
+        may_change=True,
+    )
+    resume: bool = _option(
+        False,
+        "continue the run in --workdir exactly where its last checkpoint stands; its saved"
+        " options hold, and only --epochs and how it reports may be given anew",
+        may_change=True,
+    )
+    epochs: int = _option(1, "passes over the training images", may_change=True)
+    batch_size: int = _option(
+        100, "images a step; what is left of an epoch after the last full batch is left out"
+    )
+    learning_rate: float = _option(1e-3, "Adam's initial learning rate")
+    decay_rate: float = _option(
+        1 / 3,
+        "factor on the learning rate at each decay; takes fractions, as in 1/3 (1: no decay)",
+    )
+    decay_epochs: int = _option(
+        20,
+        "epochs between two decays (the original's code decays every 20th epoch, its report"
+        " says every epoch: --decay-epochs 1)",
+    )
+    dropout_rate: float = _option(0.5, "dropout before VGG's linear layers; the ResNet has none")
+    augment: Literal["auto", "crop-flip", "none"] = _option(
+        "auto",
+        "random crop (4 pixels of zero padding) and horizontal flip; auto: for cifar10 only",
+    )
+    val_fraction: float = _option(
+        0.0,
+        "share of the training images held out, the same ones whatever the seed; with it the"
+        " checkpoint with the best validation accuracy is kept, too",
+    )
+    precision: Literal["float32", "bfloat16"] = _option(
+        "float32", "what the network computes in; parameters are float32 either way"
+    )
+    seed: int = _option(0, "seeds the weights, the order of the images, crops, flips and dropout")
+    log_every: int = _option(100, "steps between two reports of the loss", may_change=True)
+    checkpoint_every: int = _option(
+        0, "steps between two checkpoints, besides one after each epoch (0: none)", may_change=True
+    )
+    keep: int = _option(3, "how many of the last checkpoints are kept", may_change=True)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if hint is float and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+            elif not _is_instance(value, hint):
+                self._reject(field.name, _describe(hint))
+        for name in ("epochs", "batch_size", "decay_epochs", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                self._reject(name, "at least 1")
+        if self.checkpoint_every < 0:
+            self._reject("checkpoint_every", "0 or more")
+        if not 0 <= self.seed < 2**32:
+            self._reject("seed", "between 0 and 4294967295")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            self._reject("learning_rate", "a positive number")
+        if not 0 < self.decay_rate <= 1:
+            self._reject("decay_rate", "above 0 and at most 1")
+        for name in ("dropout_rate", "val_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                self._reject(name, "at least 0 and below 1")
+        if self.resume and self.workdir is None:
+            raise UserError("--resume needs --workdir, the folder of the run to continue")
+
+    def _reject(self, name: str, expected: str) -> None:
+        raise UserError(f"{flag(name)} must be {expected}, got {getattr(self, name)!r}")
+
+    @property
+    def augments(self) -> bool:
+        """Whether images are cropped and flipped, with ``auto`` resolved."""
+        return self.augment == "crop-flip" or (self.augment == "auto" and self.dataset == "cifar10")
+
+    def to_json(self) -> str:
+        """The options as JSON text, which ``from_json`` reads back equal."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, path: Path) -> Self:
+        """Reads a saved configuration.
+
+        Raises:
+          UserError: the file is missing, is not one, or holds a value that is not allowed.
+        """
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not a saved training configuration: {error}") from error
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def fraction(text: str) -> float:
+    """Reads a number that may be written as a fraction: ``0.5``, ``1e-3``, ``1/3``."""
+    try:
+        return float(text)
+    except ValueError:
+        try:
+            return float(Fraction(text))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            raise ValueError(f"not a number: {text!r}") from None
+
+
+def choices(hint: Any) -> tuple[str, ...]:
+    """The allowed values of a ``Literal`` field; empty for any other."""
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _is_instance(value: Any, hint: Any) -> bool:
+    if choices(hint):
+        return value in choices(hint)
+    if hint is int:
+        return type(value) is int  # a bool is not a count
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    if choices(hint):
+        return "one of " + ", ".join(choices(hint))
+    names = {int: "a whole number", float: "a number", bool: "true or false"}
+    return names.get(hint, "a text or nothing")

@@ -1,0 +1,56 @@
+"""The networks, by name."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxcifar.config import MODEL_NAMES
+from jaxcifar.errors import UserError
+from jaxcifar.models.resnet import ResNet50Layer4
+from jaxcifar.models.vgg import VGG16
+
+__all__ = ["INPUT_SHAPE", "MODELS", "VGG16", "ResNet50Layer4", "abstract_variables", "create_model"]
+
+INPUT_SHAPE = (32, 32, 3)
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "vgg16": VGG16,
+    "vgg16_bn": partial(VGG16, batch_norm=True),
+    "resnet50_layer4": ResNet50Layer4,
+}
+assert tuple(MODELS) == MODEL_NAMES
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 10,
+    dropout_rate: float = 0.5,
+    dtype: DTypeLike = jnp.float32,
+) -> nn.Module:
+    """Builds a model that maps images ``(N, 32, 32, 3)`` to logits ``(N, num_classes)``.
+
+    Args:
+      name: a key of ``MODELS``.
+      num_classes: length of the logits.
+      dropout_rate: for the VGG head; ``resnet50_layer4`` has no dropout and ignores it.
+      dtype: what is computed in: float32, bfloat16, or float64 under x64. Parameters
+        are float32, or float64 with float64.
+
+    Raises:
+      UserError: the name is not known.
+    """
+    if name not in MODELS:
+        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    options = {} if name == "resnet50_layer4" else {"dropout_rate": dropout_rate}
+    return MODELS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), **options)
+
+
+def abstract_variables(model: nn.Module) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes and dtypes of ``{"params": ..., "batch_stats": ...}``, without computing anything."""
+    images = jax.ShapeDtypeStruct((1, *INPUT_SHAPE), jnp.float32)
+    init = partial(model.init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), images)

@@ -1,0 +1,1 @@
+"""Numerical kernels: how a layer is computed, apart from what it means."""

@@ -1,0 +1,159 @@
+"""The pure steps: what one batch does to the state, and what the state says of one batch."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcifar.augment import augment as augment_images
+from jaxcifar.augment import normalize
+from jaxcifar.data import Examples
+from jaxcifar.state import TrainState
+
+
+class Metrics(NamedTuple):
+    """Sums over images, on the device; divide them once, on the host.
+
+    Attributes:
+      loss_sum: of the cross-entropies, in nats, float32 (or wider) scalar.
+      correct: images whose largest logit is the label's, int32 scalar.
+      count: images, int32 scalar.
+    """
+
+    loss_sum: jax.Array
+    correct: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def zeros(cls) -> "Metrics":
+        return cls(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and accuracy, the latter from 0 to 1; waits for the device."""
+        loss_sum, correct, count = jax.device_get(self)
+        return float(loss_sum) / int(count), int(correct) / int(count)
+
+
+def loss_fn(
+    params: Any, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array
+) -> tuple[jax.Array, tuple[Metrics, Any]]:
+    """Mean cross-entropy of a batch in training mode.
+
+    Args:
+      params: the parameters to differentiate by, as ``state.params``.
+      state: for its ``apply_fn`` and ``batch_stats``.
+      images: normalised, ``(N, 32, 32, 3)``.
+      labels: int ``(N,)``.
+      key: for dropout.
+
+    Returns:
+      The scalar loss, and beside it the batch's metrics and the new ``batch_stats``.
+    """
+    logits, updates = state.apply_fn(
+        {"params": params, "batch_stats": state.batch_stats},
+        images,
+        train=True,
+        rngs={"dropout": key},
+        mutable=["batch_stats"],
+    )
+    losses = _cross_entropy(logits, labels)
+    return jnp.mean(losses), (_sums(losses, logits, labels), updates["batch_stats"])
+
+
+def train_step(
+    state: TrainState, batch: Examples, key: jax.Array, *, augment: bool = False
+) -> tuple[TrainState, Metrics]:
+    """One update: augment, forward, backward, Adam. Pure; jit it with ``donate_argnums=0``.
+
+    Args:
+      state: where training stands.
+      batch: uint8 images ``(N, 32, 32, 3)`` and int labels ``(N,)``.
+      key: the run's key; the step's own is folded from it and ``state.step``, so the same
+        key serves all steps.
+      augment: crop and flip at random (static under jit).
+
+    Returns:
+      The next state, and the batch's metrics under the old parameters.
+    """
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    images = augment_images(augment_key, batch.images) if augment else batch.images
+    images = normalize(images, _param_dtype(state))
+    grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(
+        state.params, state, images, batch.labels, dropout_key
+    )
+    return state.apply_gradients(grads=grads, batch_stats=batch_stats), metrics
+
+
+def eval_step(state: TrainState, batch: Examples, mask: jax.Array) -> Metrics:
+    """Metrics of one batch in evaluation mode, of the images where ``mask``, bool ``(N,)``."""
+    logits = state.apply_fn(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        normalize(batch.images, _param_dtype(state)),
+        train=False,
+    )
+    return _sums(_cross_entropy(logits, batch.labels), logits, batch.labels, mask)
+
+
+@partial(jax.jit, donate_argnums=0, static_argnames="augment")
+def train_step_at(
+    state: TrainState,
+    totals: Metrics,
+    examples: Examples,
+    order: jax.Array,
+    key: jax.Array,
+    *,
+    augment: bool,
+) -> tuple[TrainState, Metrics]:
+    """``train_step`` on the batch that the state's step finds in the epoch's order.
+
+    Args:
+      state: donated.
+      totals: the epoch's metrics so far; not donated, so that they can still be read.
+      examples: the whole training set, on the device.
+      order: the epoch's order, ``(steps, N)``.
+      key: the run's key.
+      augment: static.
+
+    Returns:
+      The next state and totals.
+    """
+    batch = _gather(examples, order[state.step % order.shape[0]])
+    state, metrics = train_step(state, batch, key, augment=augment)
+    return state, jax.tree.map(jnp.add, totals, metrics)
+
+
+@jax.jit
+def eval_step_at(
+    state: TrainState, totals: Metrics, examples: Examples, indices: jax.Array
+) -> Metrics:
+    """Adds ``eval_step`` on ``indices``, ``(N,)``; one beyond the last image counts nothing."""
+    mask = indices < examples.labels.shape[0]
+    batch = _gather(examples, jnp.where(mask, indices, 0))
+    return jax.tree.map(jnp.add, totals, eval_step(state, batch, mask))
+
+
+def _gather(examples: Examples, indices: jax.Array) -> Examples:
+    return Examples(examples.images[indices], examples.labels[indices])
+
+
+def _param_dtype(state: TrainState) -> jnp.dtype:
+    return jax.tree.leaves(state.params)[0].dtype  # type: ignore[no-any-return]
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.softmax_cross_entropy_with_integer_labels(wide, labels)
+
+
+def _sums(
+    losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
+) -> Metrics:
+    mask = jnp.ones(labels.shape, bool) if mask is None else mask
+    correct = (jnp.argmax(logits, axis=-1) == labels) & mask
+    return Metrics(
+        jnp.sum(jnp.where(mask, losses, 0)),
+        jnp.sum(correct, dtype=jnp.int32),
+        jnp.sum(mask, dtype=jnp.int32),
+    )

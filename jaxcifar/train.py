@@ -1,0 +1,218 @@
+"""Trains a model: ``python -m jaxcifar.train``, or ``train_and_evaluate(config)``."""
+
+import dataclasses
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxcifar import cli
+from jaxcifar.config import TrainConfig, flag
+from jaxcifar.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxcifar.state import TrainState
+
+CONFIG_FILE = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What a run leaves.
+
+    Attributes:
+      workdir: the folder with its checkpoints and logs.
+      records: what ``metrics.jsonl`` holds: a dict for each report, with ``step``,
+        ``split`` (train, val or test), ``loss``, ``accuracy`` and others.
+      test_accuracy: of the final state, from 0 to 1.
+      state: the final state.
+    """
+
+    workdir: Path
+    records: list[dict[str, Any]]
+    test_accuracy: float
+    state: "TrainState"
+
+
+def train_and_evaluate(config: TrainConfig) -> History:
+    """Trains as configured and evaluates on the test images.
+
+    SIGINT and SIGTERM leave a checkpoint between two steps and say how to resume.
+
+    Raises:
+      UserError: the configuration does not fit the data or the folder.
+      KeyboardInterrupt: after a signal, with its number as argument.
+    """
+    workdir = _prepare_workdir(config)
+
+    import jax
+
+    from jaxcifar import checkpoint, data, models, state, steps
+    from jaxcifar.evaluate import evaluate
+    from jaxcifar.logs import MetricWriter, Progress
+
+    dataset = data.load(config.dataset, config.data_dir)
+    train, val = data.hold_out(dataset.train, config.val_fraction)
+    steps_per_epoch = len(train.labels) // config.batch_size
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"--batch-size {config.batch_size} is more than the {len(train.labels)} training images"
+        )
+    total_steps = config.epochs * steps_per_epoch
+    model = models.create_model(
+        config.model,
+        num_classes=len(dataset.class_names),
+        dropout_rate=config.dropout_rate,
+        dtype=config.precision,
+    )
+    schedule = state.make_schedule(
+        config.learning_rate,
+        decay_rate=config.decay_rate,
+        decay_steps=config.decay_epochs * steps_per_epoch,
+    )
+    # Everything random is drawn from these, the epoch and the step: resuming needs no more.
+    init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
+    train_state = state.create_state(init_key, model, state.make_optimizer(schedule))
+    totals = steps.Metrics.zeros()
+    train, val, test = jax.device_put((train, val, dataset.test))
+
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(checkpoint.open_checkpoints(workdir, keep=config.keep))
+        if config.resume:
+            train_state, totals = checkpoint.restore(checkpoints, train_state, totals)
+        (workdir / CONFIG_FILE).write_text(config.to_json())
+        start = int(train_state.step)
+        writer = stack.enter_context(closing(MetricWriter(workdir, start)))
+        images = config.batch_size * total_steps
+        progress = Progress(images, min(images, config.batch_size * start))
+        stack.callback(progress.close)
+        signals = stack.enter_context(_signals())
+
+        def save(val_accuracy: float | None = None) -> None:
+            checkpoint.save(checkpoints, train_state, totals, config, val_accuracy=val_accuracy)
+
+        order = None
+        for step in range(start, total_steps):
+            epoch, step_in_epoch = divmod(step, steps_per_epoch)
+            label = f"epoch {epoch + 1}/{config.epochs}"
+            if order is None or step_in_epoch == 0:
+                order = state.epoch_order(
+                    order_key, epoch, examples=len(train.labels), batch_size=config.batch_size
+                )
+            if step_in_epoch == 0:
+                totals = steps.Metrics.zeros()
+            before = totals
+            train_state, totals = steps.train_step_at(
+                train_state, totals, train, order, step_key, augment=config.augments
+            )
+            jax.block_until_ready(before)  # one step behind: the device is never idle
+            progress.advance(config.batch_size, label)
+
+            done = step_in_epoch + 1
+            if done % config.log_every == 0 or done == steps_per_epoch:
+                loss, accuracy = totals.means()
+                progress.result(
+                    f"Epoch [{epoch + 1}/{config.epochs}], Step [{done}/{steps_per_epoch}]"
+                    f" Loss: {loss:.4f}"
+                )
+                progress.note_pace()
+                writer.write(
+                    step + 1,
+                    "train",
+                    epoch=epoch + 1,
+                    loss=loss,
+                    accuracy=accuracy,
+                    learning_rate=float(schedule(step)),
+                    images_per_second=progress.images_per_second,
+                )
+            if done == steps_per_epoch:
+                val_accuracy = None
+                if val is not None:
+                    loss, val_accuracy = evaluate(
+                        train_state, val, batch_size=config.batch_size
+                    ).means()
+                    progress.result(
+                        f"Accuracy of the model on the {len(val.labels)} validation images:"
+                        f" {100 * val_accuracy:.2f} %"
+                    )
+                    writer.write(step + 1, "val", epoch=epoch + 1, loss=loss, accuracy=val_accuracy)
+                save(val_accuracy)
+            elif config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
+                save()
+            if signals and step + 1 < total_steps:
+                save()
+                progress.note(
+                    f"Stopped after step {step + 1} of {total_steps}; continue with:"
+                    f" python -m jaxcifar.train --workdir {workdir} --resume"
+                )
+                raise KeyboardInterrupt(signals[0])
+
+        loss, accuracy = evaluate(train_state, test, batch_size=config.batch_size).means()
+        progress.close()
+        progress.result(f"Accuracy of the model on the test images: {100 * accuracy:.2f} %")
+        writer.write(total_steps, "test", loss=loss, accuracy=accuracy)
+        return History(workdir, writer.records, accuracy, train_state)
+
+
+def _prepare_workdir(config: TrainConfig) -> Path:
+    """The run's folder, made if need be; refuses to mix two runs."""
+    name = f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
+    workdir = Path(config.workdir or Path("runs") / name)
+    if config.resume:
+        saved = TrainConfig.from_json(workdir / CONFIG_FILE)
+        for field in dataclasses.fields(TrainConfig):
+            old, new = getattr(saved, field.name), getattr(config, field.name)
+            if old != new and not field.metadata["may_change"]:
+                raise UserError(
+                    f"{flag(field.name)} {new} is not what {workdir} was started with ({old}):"
+                    " leave it out, or start a run in another --workdir"
+                )
+    elif (workdir / CONFIG_FILE).exists():
+        raise UserError(
+            f"{workdir} holds a run already: continue it with --resume, or choose another --workdir"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    return workdir
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one kills as usual."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may handle signals
+        return
+
+    def handle(signum: int, frame: object) -> None:
+        received.append(signum)
+        signal.signal(signum, old[signum])
+
+    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    flags = cli.parse(
+        TrainConfig,
+        argv,
+        prog="jaxcifar.train",
+        description="Trains a network on CIFAR-10 and prints its accuracy on the test images.",
+    )
+    config = TrainConfig(**flags)
+    if config.resume:
+        saved = TrainConfig.from_json(Path(config.workdir or "") / CONFIG_FILE)
+        config = dataclasses.replace(saved, **flags)
+    history = train_and_evaluate(config)
+    print(f"Checkpoints and logs are in {history.workdir}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main, prog="jaxcifar.train")
