@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 # Per channel, of pixels in [0, 1]; the original program's numbers.
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -53,7 +54,7 @@ def augment(key: jax.Array, images: jax.Array) -> jax.Array:
     return random_flip(flip_key, random_crop(crop_key, images))
 
 
-def normalize(images: jax.Array, dtype: jnp.dtype = jnp.dtype("float32")) -> jax.Array:
+def normalize(images: jax.Array, dtype: DTypeLike = np.float32) -> jax.Array:
     """``(pixel / 255 - MEAN) / STD`` by channel, as ``ToTensor`` and ``Normalize`` do.
 
     Each channel has 256 possible values, so they are computed once in numpy and looked

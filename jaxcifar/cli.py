@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_type_hints
@@ -50,15 +51,15 @@ def parse(config_type: type, argv: Sequence[str] | None, *, prog: str, descripti
 
 
 def run(main: Callable[[Sequence[str] | None], object], *, prog: str) -> NoReturn:
-    """Runs a command: exit 0, or 2 after one line when the input is at fault, or 130 when stopped."""
+    """Runs a command: exit 0; 2 and one line where the input is at fault; 128 + N on signal N."""
     try:
         main(None)
     except (UserError, OSError) as error:
         text = " ".join(str(error).split())  # one line, whatever a library put into it
         print(f"{prog}: error: {text}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     sys.exit(0)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.training import train_state
 
@@ -22,11 +23,12 @@ class TrainState(train_state.TrainState):
     batch_stats: Any
 
 
-def make_schedule(
-    learning_rate: float, *, decay_rate: float, decay_steps: int
-) -> optax.Schedule:
+def make_schedule(learning_rate: float, *, decay_rate: float, decay_steps: int) -> optax.Schedule:
     """``learning_rate * decay_rate ** floor(step / decay_steps)``: torch's ``StepLR``, by steps."""
-    return optax.exponential_decay(learning_rate, decay_steps, decay_rate, staircase=True)
+    # Whole decays are counted here, in integers: optax divides in float32, and under jit by a
+    # product, which can land just below a whole number. np.float64 keeps x64 in float64.
+    by_decay = optax.exponential_decay(learning_rate, 1, np.float64(decay_rate), staircase=True)
+    return lambda count: by_decay(count // decay_steps)
 
 
 def make_optimizer(schedule: optax.ScalarOrSchedule) -> optax.GradientTransformation:

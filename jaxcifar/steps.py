@@ -1,7 +1,8 @@
 """The pure steps: what one batch does to the state, and what the state says of one batch."""
 
+import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,9 @@ from jaxcifar.data import Examples
 from jaxcifar.state import TrainState
 
 
-class Metrics(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Metrics:
     """Sums over images, on the device; divide them once, on the host.
 
     Attributes:
@@ -27,13 +30,14 @@ class Metrics(NamedTuple):
     count: jax.Array
 
     @classmethod
-    def zeros(cls) -> "Metrics":
+    def zeros(cls) -> Self:
+        """No images yet."""
         return cls(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def means(self) -> tuple[float, float]:
         """Mean loss and accuracy, the latter from 0 to 1; waits for the device."""
-        loss_sum, correct, count = jax.device_get(self)
-        return float(loss_sum) / int(count), int(correct) / int(count)
+        sums = jax.device_get(self)
+        return float(sums.loss_sum) / int(sums.count), int(sums.correct) / int(sums.count)
 
 
 def loss_fn(

@@ -191,7 +191,7 @@ def _signals() -> Iterator[list[int]]:
         received.append(signum)
         signal.signal(signum, old[signum])
 
-    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    old = {int(s): signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
@@ -200,6 +200,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
     flags = cli.parse(
         TrainConfig,
         argv,

@@ -83,9 +83,7 @@ def read(path: Path, published: Published = PUBLISHED) -> Dataset:
     pickled = "python" in path.name or path.name == PYTHON_FOLDER
     if path.is_dir():
         return (_read_python if pickled else _read_binary)(path, _folder_reader(path), published)
-    name, folder = (
-        (PYTHON_ARCHIVE, PYTHON_FOLDER) if pickled else (BINARY_ARCHIVE, BINARY_FOLDER)
-    )
+    name, folder = (PYTHON_ARCHIVE, PYTHON_FOLDER) if pickled else (BINARY_ARCHIVE, BINARY_FOLDER)
     try:
         with path.open("rb") as file:
             _verify(path, hashlib.file_digest(file, "md5").hexdigest(), published.md5[name])
@@ -129,7 +127,11 @@ def _read_python(path: Path, read_file: ReadFile, published: Published) -> Datas
     def unpickle(name: str) -> Any:
         content = read_file(name)
         if path.is_dir():
-            _verify(path / name, hashlib.md5(content).hexdigest(), published.md5[name])
+            _verify(
+                path / name,
+                hashlib.md5(content, usedforsecurity=False).hexdigest(),
+                published.md5[name],
+            )
         try:
             return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
         except Exception as error:  # a pickle that is damaged can raise anything

@@ -7,7 +7,7 @@ a leaf's path in the tree is its key in the state dict.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -35,9 +35,10 @@ def param_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def _torch_bias(fan_in: int) -> Initializer:
-    """torch's default bias; a bias alone cannot tell the fan-in of its weight."""
+    """Draws torch's default bias: a bias alone cannot tell the fan-in of its weight."""
 
-    def init(key, shape, dtype=jnp.float32):  # type: ignore[no-untyped-def]  # jax's Initializer
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Any:
+        del out_sharding  # of jax's Initializer; placement is jit's
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
 
     return init

@@ -1,0 +1,40 @@
+# Each target sets the environment up by itself; a fresh machine needs Python, gcc and make.
+PYTHON ?= python3
+VENV ?= .venv
+# The newest release known to have a CPU build for Python 3.11. Empty: the tests against torch skip.
+TORCH ?= torch==2.13.0
+MODEL ?= resnet50_layer4
+BIN := $(VENV)/bin
+
+.PHONY: train test test-fast lint clean
+
+# Trains on scikit-learn's digits, the offline stand-in for CIFAR-10, and prints the accuracy.
+train: $(VENV)/.core
+	$(BIN)/python -m jaxcifar.train --dataset digits --model $(MODEL) $(DIGITS_$(MODEL))
+
+DIGITS_resnet50_layer4 := --epochs 8 --decay-epochs 6
+DIGITS_vgg16 := --epochs 12 --batch-size 32 --decay-epochs 8
+DIGITS_vgg16_bn := --epochs 5 --decay-epochs 4
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.core: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet -e '.[dev]' $(TORCH)
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,26 @@
+"""Settings for all tests: silent broadcasting across ranks is an error."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the equivalences are proved on CPU
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def real_cifar10() -> Path:
+    """The folder of real, prepared CIFAR-10 beside the repository."""
+    folder = Path(__file__).parents[2] / "shared" / "data" / "tfds"
+    if not folder.exists():
+        pytest.skip("real CIFAR-10 is not beside the repository")
+    return folder
