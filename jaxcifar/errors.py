@@ -6,3 +6,6 @@ class UserError(ValueError):
 
     Commands print it as one line and exit with code 2; a library call just raises it.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # one line, whatever a library put into it

@@ -69,7 +69,9 @@ def test_float64_gradients_and_statistics_equal_torch(name, rng):
         )(state.params, state, jnp.asarray(pixels), jnp.asarray(labels), jax.random.key(0))
 
         assert float(our_loss) == pytest.approx(loss.item(), rel=1e-10)
-        grads, _ = torch_reference.to_flax({n: p.grad for n, p in module.named_parameters()}, module)
+        grads, _ = torch_reference.to_flax(
+            {n: p.grad for n, p in module.named_parameters()}, module
+        )
         assert relative(our_grads, grads) < 1e-9
         _, batch_stats = torch_reference.to_flax(module.state_dict(), module)
         assert relative(our_stats, batch_stats) < 1e-9

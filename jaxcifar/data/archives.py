@@ -88,7 +88,7 @@ def read(path: Path, published: Published = PUBLISHED) -> Dataset:
         with path.open("rb") as file:
             _verify(path, hashlib.file_digest(file, "md5").hexdigest(), published.md5[name])
             file.seek(0)
-            with tarfile.open(fileobj=file) as tar:
+            with tarfile.open(fileobj=file, mode="r:gz") as tar:
                 reader = _tar_reader(path, tar, folder)
                 return (_read_python if pickled else _read_binary)(path, reader, published)
     except (tarfile.TarError, EOFError, zlib.error) as error:

@@ -1,0 +1,149 @@
+"""Data sets: digits, prepared TFDS data, hold-out."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcifar import data
+from jaxcifar.data import Examples, cifar10, digits
+from jaxcifar.errors import UserError
+from tests import cifar_files
+
+FEATURES = "tensorflow_datasets.core.features."
+
+
+def test_digits():
+    first, second = digits.load(), digits.load()
+    assert first.train.images.shape == (1437, 32, 32, 3)
+    assert first.test.images.shape == (360, 32, 32, 3)
+    assert first.train.images.dtype == np.uint8
+    assert first.train.images.max() == 255
+    counts = np.bincount(first.train.labels) / np.bincount(first.test.labels)
+    assert np.all(np.abs(counts / (1437 / 360) - 1) < 0.05)  # stratified
+    np.testing.assert_array_equal(first.train.images, second.train.images)
+    assert first.class_names == tuple("0123456789")
+
+
+def test_hold_out_is_fixed_and_disjoint():
+    examples = Examples(np.arange(100), np.arange(100) % 10)
+    train, val = data.hold_out(examples, 0.1)
+    assert len(val.labels) == 10
+    assert sorted([*train.images, *val.images]) == list(range(100))
+    np.testing.assert_array_equal(val.images, data.hold_out(examples, 0.1)[1].images)
+    assert data.hold_out(examples, 0.0) == (examples, None)
+    with pytest.raises(UserError, match="holds out 0 of 100"):
+        data.hold_out(examples, 0.001)
+
+
+def test_bad_names_and_arrays_are_refused(monkeypatch):
+    with pytest.raises(UserError, match="choose cifar10 or digits"):
+        data.load("mnist")
+    good = Examples(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32))
+    for bad in (
+        Examples(good.images[:, :28], good.labels),
+        Examples(good.images.astype(np.float32), good.labels),
+        Examples(good.images, good.labels[:1]),
+        Examples(good.images, good.labels + 10),
+    ):
+        monkeypatch.setattr(
+            digits, "load", lambda b=bad: data.Dataset(good, b, tuple("0123456789"))
+        )
+        with pytest.raises(UserError, match="digits"):
+            data.load("digits")
+
+
+@pytest.fixture
+def prepared(tmp_path, rng):
+    """A folder as TFDS prepares it, in array_record, and what it holds."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    dataset = cifar_files.make_dataset(rng)
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    splits = []
+    for name, (images, labels) in (("train", dataset.train), ("test", dataset.test)):
+        path = folder / f"cifar10-{name}.array_record-00000-of-00001"
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for image, label in zip(images, labels, strict=True):
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            example = tf_example_pb2.Example()
+            example.features.feature["image"].bytes_list.value.append(png.getvalue())
+            example.features.feature["label"].int64_list.value.append(int(label))
+            writer.write(example.SerializeToString())
+        writer.close()
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        splits.append(
+            {
+                "filepathTemplate": template,
+                "name": name,
+                "numBytes": "1",
+                "shardLengths": [str(len(labels))],
+            }
+        )
+    info = {"fileFormat": "array_record", "name": "cifar10", "splits": splits, "version": "3.0.2"}
+    info["moduleName"] = "tensorflow_datasets.image_classification.cifar"
+    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
+    (folder / "features.json").write_text(json.dumps(features()))
+    (folder / "label.labels.txt").write_text("\n".join(cifar_files.NAMES) + "\n")
+    return folder, dataset
+
+
+def features():
+    shape = {"dimensions": ["32", "32", "3"]}
+    image = {
+        "image": {"dtype": "uint8", "shape": shape},
+        "pythonClassName": FEATURES + "image_feature.Image",
+    }
+    label = {
+        "classLabel": {"numClasses": "10"},
+        "pythonClassName": FEATURES + "class_label_feature.ClassLabel",
+    }
+    return {
+        "featuresDict": {"features": {"image": image, "label": label}},
+        "pythonClassName": FEATURES + "features_dict.FeaturesDict",
+    }
+
+
+def test_prepared_data_is_read_without_tensorflow(prepared, tmp_path):
+    cifar_files.assert_equal(cifar10.load(tmp_path), prepared[1])
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lambda path: path.unlink()])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_damaged_prepared_data_is_named(damage, split, prepared, tmp_path):
+    shard = prepared[0] / f"cifar10-{split}.array_record-00000-of-00001"
+    damage(shard)
+    with pytest.raises(UserError, match="is damaged or missing") as error:
+        cifar10.load(tmp_path)
+    assert str(error.value).startswith(str(shard))
+
+
+def test_prepared_tfrecord_is_passed_over(prepared, tmp_path):
+    folder, dataset = prepared
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    published = cifar_files.write(tmp_path / "downloads" / "manual", dataset)
+    cifar_files.assert_equal(cifar10.load(tmp_path, published=published), dataset)
+
+
+def test_real_cifar10(real_cifar10):
+    dataset = data.load("cifar10", real_cifar10)
+    assert dataset.train.images.shape == (50_000, 32, 32, 3)
+    assert dataset.test.images.shape == (1_000, 32, 32, 3)
+    assert dataset.class_names == cifar_files.NAMES
+    np.testing.assert_array_equal(np.bincount(dataset.train.labels), 5000)
