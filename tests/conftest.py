@@ -1,6 +1,7 @@
 """Settings for all tests: silent broadcasting across ranks is an error."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -10,6 +11,11 @@ import pytest
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the equivalences are proved on CPU
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Several tests train the same network: compile it once.
+_cache = tempfile.TemporaryDirectory(prefix="jaxcifar-compiled-")
+jax.config.update("jax_compilation_cache_dir", _cache.name)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name  # for the commands that tests start
 
 
 @pytest.fixture

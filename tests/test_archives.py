@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import tarfile
 
 import pytest
 
@@ -89,12 +90,39 @@ def test_a_damaged_folder_is_refused(form, name, official):
     assert "it is missing" in assert_refused(folder / form, published, f"{form}/{name}")
 
 
+@pytest.mark.parametrize("name", ["data_batch_2", "batches.meta"])
+def test_an_altered_pickle_is_refused(name, official):
+    folder, published = official
+    path = folder / archives.PYTHON_FOLDER / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    error = assert_refused(folder / archives.PYTHON_FOLDER, published, name)
+    assert "instead of the published" in error
+
+
+@pytest.mark.parametrize("form", [archives.PYTHON_ARCHIVE, archives.BINARY_ARCHIVE])
+def test_an_archive_without_its_files_is_refused(form, official):
+    folder, published = official
+    tarfile.open(folder / form, "w:gz").close()
+    md5 = {**published.md5, form: hashlib.md5((folder / form).read_bytes()).hexdigest()}
+    error = assert_refused(folder / form, dataclasses.replace(published, md5=md5), form)
+    assert "it holds no cifar-10-batches-" in error
+
+
 def test_a_wrong_label_is_refused(official):
     folder, published = official
     path = folder / archives.BINARY_FOLDER / "test_batch.bin"
     path.write_bytes(b"\x0a" + path.read_bytes()[1:])
     error = assert_refused(folder / archives.BINARY_FOLDER, published, "test_batch.bin")
     assert "label 10" in error
+
+
+@pytest.mark.parametrize("content", [b"", b"airplane\nautomobile\n", b"\xff\xfe"])
+def test_wrong_class_names_are_refused(content, official):
+    folder, published = official
+    (folder / archives.BINARY_FOLDER / "batches.meta.txt").write_bytes(content)
+    assert_refused(folder / archives.BINARY_FOLDER, published, "batches.meta.txt")
 
 
 class Hostile:

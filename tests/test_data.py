@@ -2,6 +2,9 @@
 
 import io
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -23,7 +26,7 @@ def test_digits():
     assert first.train.images.max() == 255
     counts = np.bincount(first.train.labels) / np.bincount(first.test.labels)
     assert np.all(np.abs(counts / (1437 / 360) - 1) < 0.05)  # stratified
-    np.testing.assert_array_equal(first.train.images, second.train.images)
+    cifar_files.assert_equal(first, second)
     assert first.class_names == tuple("0123456789")
 
 
@@ -34,8 +37,18 @@ def test_hold_out_is_fixed_and_disjoint():
     assert sorted([*train.images, *val.images]) == list(range(100))
     np.testing.assert_array_equal(val.images, data.hold_out(examples, 0.1)[1].images)
     assert data.hold_out(examples, 0.0) == (examples, None)
-    with pytest.raises(UserError, match="holds out 0 of 100"):
-        data.hold_out(examples, 0.001)
+    for fraction, count in ((0.001, 0), (1.0, 100)):
+        with pytest.raises(UserError, match=f"holds out {count} of 100"):
+            data.hold_out(examples, fraction)
+
+
+def test_importing_loads_no_other_framework():
+    code = (
+        "import sys, jaxcifar, jaxcifar.data\n"
+        "print([m for m in ('torch', 'tensorflow', 'sklearn') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
 
 
 def test_bad_names_and_arrays_are_refused(monkeypatch):
@@ -47,6 +60,7 @@ def test_bad_names_and_arrays_are_refused(monkeypatch):
         Examples(good.images.astype(np.float32), good.labels),
         Examples(good.images, good.labels[:1]),
         Examples(good.images, good.labels + 10),
+        Examples(good.images, good.labels - 1),
     ):
         monkeypatch.setattr(
             digits, "load", lambda b=bad: data.Dataset(good, b, tuple("0123456789"))
@@ -128,6 +142,15 @@ def flip(path):
 def test_damaged_prepared_data_is_named(damage, split, prepared, tmp_path):
     shard = prepared[0] / f"cifar10-{split}.array_record-00000-of-00001"
     damage(shard)
+    with pytest.raises(UserError, match="is damaged or missing") as error:
+        cifar10.load(tmp_path)
+    assert str(error.value).startswith(str(shard))
+    assert "\n" not in str(error.value)
+
+
+def test_a_shard_with_too_few_records_is_named(prepared, tmp_path):
+    shard = prepared[0] / "cifar10-train.array_record-00000-of-00001"
+    shutil.copy(prepared[0] / "cifar10-test.array_record-00000-of-00001", shard)
     with pytest.raises(UserError, match="is damaged or missing") as error:
         cifar10.load(tmp_path)
     assert str(error.value).startswith(str(shard))

@@ -9,12 +9,14 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcifar import checkpoint, data, logs
 from jaxcifar.config import TrainConfig
 from jaxcifar.errors import UserError
+from jaxcifar.steps import Metrics
 from jaxcifar.train import train_and_evaluate
 
 
@@ -126,16 +128,11 @@ def test_the_best_checkpoint_outlives_the_last_ones(tmp_path, capsys):
     accuracies = {1: 0.2, 2: 0.9, 3: 0.5, 4: None, 5: 0.1}
     with checkpoint.open_checkpoints(tmp_path / "other", keep=2) as checkpoints:
         for step, accuracy in accuracies.items():
-            state = history.state.replace(step=np.int32(step))
-            totals = logs_totals()
-            checkpoint.save(checkpoints, state, totals, config(tmp_path), val_accuracy=accuracy)
+            state = history.state.replace(step=jnp.int32(step))
+            checkpoint.save(
+                checkpoints, state, Metrics.zeros(), config(tmp_path), val_accuracy=accuracy
+            )
         assert [c.step for c in checkpoints.checkpoints] == [2, 4, 5]
-
-
-def logs_totals():
-    from jaxcifar.steps import Metrics
-
-    return Metrics.zeros()
 
 
 def test_records_beyond_the_checkpoint_are_dropped(tmp_path):

@@ -153,7 +153,9 @@ def _read_binary(path: Path, read_file: ReadFile, published: Published) -> Datas
         planes = records[:, 1:].reshape(-1, 3, 32, 32)
         return Examples(planes.transpose(0, 2, 3, 1), records[:, 0].astype(np.int32))
 
-    names = tuple(read_file("batches.meta.txt").decode().split())
+    names = tuple(read_file("batches.meta.txt").decode(errors="replace").split())
+    if len(names) != 10:
+        raise _damaged(path / "batches.meta.txt", f"it holds {len(names)} class names")
     return _join(path, batch, ".bin", names, published)
 
 

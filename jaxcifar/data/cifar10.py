@@ -39,9 +39,9 @@ def load(
     Raises:
       UserError: damaged data, or none and no network.
     """
-    prepared = sorted(data_dir.glob("cifar10/*/dataset_info.json"))
-    if prepared and _is_array_record(prepared[-1]):
-        return _read_prepared(prepared[-1].parent)
+    for info in sorted(data_dir.glob("cifar10/*/dataset_info.json"), reverse=True):
+        if _is_array_record(info):
+            return _read_prepared(info.parent)
     path = archives.find(data_dir)
     if path is None:
         path = download(remote, data_dir)

@@ -39,6 +39,7 @@ def download(remote: Remote, data_dir: Path) -> Path:
     if reason:
         raise _failed(remote, data_dir, reason)
     folder = data_dir / "downloads"
+    others = set(folder.glob("*.tmp.*"))  # of a download that another process may be at
     try:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.download.checksums import UrlInfo
@@ -57,7 +58,7 @@ def download(remote: Remote, data_dir: Path) -> Path:
     except Exception as error:  # TFDS's own: a wrong checksum, an HTTP status
         raise _failed(remote, data_dir, str(error)) from error
     finally:
-        for leftover in folder.glob("*.tmp.*"):
+        for leftover in set(folder.glob("*.tmp.*")) - others:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
