@@ -84,7 +84,9 @@ def restore(
     """
     latest = checkpointer.latest
     if latest is None:
-        raise UserError(f"there is no whole checkpoint in {checkpointer.directory}")
+        raise UserError(
+            f"there is no whole checkpoint in {checkpointer.directory}: start without --resume"
+        )
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(state, totals)
     )

@@ -26,12 +26,11 @@ class Progress:
         self._bar = tqdm(
             total=total,
             initial=done,
-            unit=" images",
             desc="compiling",
             smoothing=0.05,
             dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
-            bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {postfix}",
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images{postfix}",
         )
 
     def advance(self, images: int, label: str) -> None:

@@ -160,6 +160,8 @@ def train_and_evaluate(config: TrainConfig) -> History:
 
 def _prepare_workdir(config: TrainConfig) -> Path:
     """The run's folder, made if need be; refuses to mix two runs."""
+    from jaxcifar import checkpoint
+
     name = f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
     workdir = Path(config.workdir or Path("runs") / name)
     if config.resume:
@@ -171,7 +173,7 @@ def _prepare_workdir(config: TrainConfig) -> Path:
                     f"{flag(field.name)} {new} is not what {workdir} was started with ({old}):"
                     " leave it out, or start a run in another --workdir"
                 )
-    elif (workdir / CONFIG_FILE).exists():
+    elif checkpoint.has_checkpoint(workdir):
         raise UserError(
             f"{workdir} holds a run already: continue it with --resume, or choose another --workdir"
         )

@@ -123,6 +123,19 @@ def test_output_logs_and_checkpoints(tmp_path, capsys):
         train_and_evaluate(config(tmp_path, resume=True, epochs=2, val_fraction=0.2, keep=1))
 
 
+def test_a_run_that_saved_nothing_can_start_again(tmp_path, monkeypatch):
+    def fail(self, images, label):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logs.Progress, "advance", fail)
+        with pytest.raises(RuntimeError, match="killed"):
+            train_and_evaluate(config(tmp_path))
+    with pytest.raises(UserError, match=r"no whole checkpoint in .*: start without --resume"):
+        train_and_evaluate(config(tmp_path, resume=True))
+    assert train_and_evaluate(config(tmp_path)).records[-1]["split"] == "test"
+
+
 def test_the_best_checkpoint_outlives_the_last_ones(tmp_path, capsys):
     history = train_and_evaluate(config(tmp_path / "run"))
     accuracies = {1: 0.2, 2: 0.9, 3: 0.5, 4: None, 5: 0.1}

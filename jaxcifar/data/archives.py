@@ -106,14 +106,14 @@ def _folder_reader(folder: Path) -> ReadFile:
 
 
 def _tar_reader(path: Path, tar: tarfile.TarFile, folder: str) -> ReadFile:
-    members = {member.name: member for member in tar.getmembers() if member.isfile()}
+    # In one pass, in the order of the archive: going back would decompress it anew.
+    files = {m.name: file.read() for m in tar if (file := tar.extractfile(m)) is not None}
 
     def read_file(name: str) -> bytes:
-        member = members.get(f"{folder}/{name}")
-        file = tar.extractfile(member) if member else None
-        if file is None:
-            raise _damaged(path, f"it holds no {folder}/{name}")
-        return file.read()
+        try:
+            return files[f"{folder}/{name}"]
+        except KeyError:
+            raise _damaged(path, f"it holds no {folder}/{name}") from None
 
     return read_file
 
