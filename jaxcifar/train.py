@@ -84,8 +84,13 @@ def train_and_evaluate(config: TrainConfig) -> History:
         checkpoints = stack.enter_context(checkpoint.open_checkpoints(workdir, keep=config.keep))
         if config.resume:
             train_state, totals = checkpoint.restore(checkpoints, train_state, totals)
-        (workdir / CONFIG_FILE).write_text(config.to_json())
         start = int(train_state.step)
+        if start > total_steps:
+            raise UserError(
+                f"{workdir} stands at step {start}, beyond the {total_steps} steps of"
+                f" --epochs {config.epochs}: ask for more epochs"
+            )
+        _write_config(workdir, config)
         writer = stack.enter_context(closing(MetricWriter(workdir, start)))
         images = config.batch_size * total_steps
         progress = Progress(images, min(images, config.batch_size * start))
@@ -179,6 +184,13 @@ def _prepare_workdir(config: TrainConfig) -> Path:
         )
     workdir.mkdir(parents=True, exist_ok=True)
     return workdir
+
+
+def _write_config(workdir: Path, config: TrainConfig) -> None:
+    """Replaces the file whole, so that a killed process cannot leave half of one."""
+    new = workdir / f"{CONFIG_FILE}.new"
+    new.write_text(config.to_json())
+    new.replace(workdir / CONFIG_FILE)
 
 
 @contextmanager

@@ -113,6 +113,8 @@ def test_output_logs_and_checkpoints(tmp_path, capsys):
         train_and_evaluate(config(tmp_path))
     with pytest.raises(UserError, match=r"--seed 1 is not what .* was started with"):
         train_and_evaluate(config(tmp_path, resume=True, seed=1, val_fraction=0.2))
+    with pytest.raises(UserError, match="stands at step 8, beyond the 4 steps of --epochs 1"):
+        train_and_evaluate(config(tmp_path, resume=True, epochs=1, val_fraction=0.2, keep=1))
     # A finished run resumes to its own end; a damaged checkpoint is named.
     again = train_and_evaluate(config(tmp_path, resume=True, epochs=2, val_fraction=0.2, keep=1))
     assert_same_state(again.state, history.state)
