@@ -53,6 +53,7 @@ def create_state(
     return jax.jit(init)(key)
 
 
+@partial(jax.jit, static_argnames=("examples", "batch_size"))
 def epoch_order(key: jax.Array, epoch: int, *, examples: int, batch_size: int) -> jax.Array:
     """The order of one epoch's images, a function of the key and the epoch alone.
 
@@ -60,11 +61,6 @@ def epoch_order(key: jax.Array, epoch: int, *, examples: int, batch_size: int) -
       int32 ``(examples // batch_size, batch_size)``; row ``i`` is step ``i``'s batch. The
       remainder is left out, another one in each epoch.
     """
-    return _epoch_order(key, epoch, examples, batch_size)
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _epoch_order(key: jax.Array, epoch: int, examples: int, batch_size: int) -> jax.Array:
     steps = examples // batch_size
     order = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
     return order[: steps * batch_size].reshape(steps, batch_size)
