@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_type_hints
 
-from jaxcifar.config import choices, flag, fraction
+from jaxcifar.config import REQUIRED, choices, flag, fraction, required
 from jaxcifar.errors import UserError
 
 
@@ -20,14 +20,14 @@ def parse(config_type: type, argv: Sequence[str] | None, *, prog: str, descripti
     """Reads the flags of a dataclass's fields.
 
     Returns:
-      A dict of the flags that were given, and no others.
+      A dict of the values that were given, and no others.
 
     Raises:
       UserError: an unknown flag, or a value that cannot be read.
       SystemExit: after ``--help``.
     """
     parser = _Parser(
-        prog=f"python -m {prog}",
+        prog=prog,
         description=description,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -35,23 +35,30 @@ def parse(config_type: type, argv: Sequence[str] | None, *, prog: str, descripti
     )
     hints = get_type_hints(config_type)
     for field in dataclasses.fields(config_type):
-        hint, text = hints[field.name], field.metadata["help"].replace("%", "%%")
-        if field.default is not None and hint is not bool:
-            text += f" (default: {_show(field.default)})"
-        if hint is bool:
-            parser.add_argument(flag(field.name), action="store_true", help=text)
+        hint, text = required(hints[field.name]), field.metadata["help"].replace("%", "%%")
+        if hint is bool:  # a flag for what is not the default
+            name = f"--no-{field.name}" if field.default else flag(field.name)
+            action = "store_false" if field.default else "store_true"
+            parser.add_argument(name, dest=field.name, action=action, help=text)
             continue
+        needed = field.default is REQUIRED
+        if field.default is not None and not needed:
+            text += f" (default: {_show(field.default)})"
         options: dict[str, Any] = {"choices": choices(hint)} if choices(hint) else {}
         if hint in (int, float):
             options = {"type": int if hint is int else fraction, "metavar": "N"}
         elif not options:
             options = {"metavar": "PATH"}
-        parser.add_argument(flag(field.name), help=text, **options)
+        if field.metadata["positional"]:
+            parser.add_argument(field.name, help=text, **{**options, "metavar": field.name.upper()})
+        else:
+            parser.add_argument(flag(field.name), required=needed, help=text, **options)
     return vars(parser.parse_args(argv))
 
 
 def run(main: Callable[[Sequence[str] | None], object], *, prog: str) -> NoReturn:
     """Runs a command: exit 0; 2 and one line where the input is at fault; 128 + N on signal N."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(None)
     except (UserError, OSError) as error:
@@ -61,6 +68,10 @@ def run(main: Callable[[Sequence[str] | None], object], *, prog: str) -> NoRetur
     except KeyboardInterrupt as interrupt:
         sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     sys.exit(0)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(signum)  # so that what is half done is cleaned up
 
 
 def _show(default: object) -> str:

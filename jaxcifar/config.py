@@ -9,7 +9,8 @@ import json
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from jaxcifar.errors import UserError
 
@@ -18,9 +19,20 @@ DatasetName = Literal["cifar10", "digits"]
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 
 
-def _option(default: Any, help: str, *, may_change: bool = False) -> Any:
-    """A field with its help; ``may_change`` marks those that a resumed run may set anew."""
-    return dataclasses.field(default=default, metadata={"help": help, "may_change": may_change})
+REQUIRED: Any = dataclasses.MISSING
+
+
+def option(default: Any, help: str, *, may_change: bool = False, positional: bool = False) -> Any:
+    """A field with its help.
+
+    Args:
+      default: ``REQUIRED``, or the value of a flag that is not given.
+      help: shown by ``--help``.
+      may_change: a resumed run may set it anew.
+      positional: given by its place on the command line, without a flag.
+    """
+    metadata = {"help": help, "may_change": may_change, "positional": positional}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,67 +43,79 @@ class TrainConfig:
       UserError: a value is of the wrong type or out of range.
     """
 
-    model: ModelName = _option("vgg16", "the network")
-    dataset: DatasetName = _option(
+    model: ModelName = option("vgg16", "the network")
+    dataset: DatasetName = option(
         "cifar10", "the data; digits is scikit-learn's, ships with it and needs no network"
     )
-    data_dir: str | None = _option(
+    data_dir: str | None = option(
         None,
         "where the data is or will be downloaded to: a TFDS folder, or one that holds a CIFAR-10"
         " archive or its unpacked folder (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
         may_change=True,
     )
-    workdir: str | None = _option(
+    workdir: str | None = option(
         None,
         "where checkpoints and logs go (default: runs/DATASET-MODEL-TIME)",
         may_change=True,
     )
-    resume: bool = _option(
+    resume: bool = option(
         False,
         "continue the run in --workdir exactly where its last checkpoint stands; its saved"
         " options hold, and only --epochs and how it reports may be given anew",
         may_change=True,
     )
-    epochs: int = _option(1, "passes over the training images", may_change=True)
-    batch_size: int = _option(
+    init_from: str | None = option(
+        None,
+        "start from these weights: a torch .ckpt/.pt/.pth, a .safetensors file, a ported"
+        " checkpoint or a run's folder; Adam's moments go on where the source has them",
+    )
+    ema: bool = option(False, "of a torch file in --init-from, take the exponential moving average")
+    epochs: int = option(1, "passes over the training images", may_change=True)
+    batch_size: int = option(
         100, "images a step; what is left of an epoch after the last full batch is left out"
     )
-    learning_rate: float = _option(1e-3, "Adam's initial learning rate")
-    decay_rate: float = _option(
+    learning_rate: float | None = option(
+        None,
+        "Adam's initial learning rate (default: 0.001, or where the torch optimizer in"
+        " --init-from stopped)",
+    )
+    decay_rate: float = option(
         1 / 3,
         "factor on the learning rate at each decay; takes fractions, as in 1/3 (1: no decay)",
     )
-    decay_epochs: int = _option(
+    decay_epochs: int = option(
         20,
         "epochs between two decays (the original's code decays every 20th epoch, its report"
         " says every epoch: --decay-epochs 1)",
     )
-    dropout_rate: float = _option(0.5, "dropout before VGG's linear layers; the ResNet has none")
-    augment: Literal["auto", "crop-flip", "none"] = _option(
+    dropout_rate: float = option(0.5, "dropout before VGG's linear layers; the ResNet has none")
+    augment: Literal["auto", "crop-flip", "none"] = option(
         "auto",
         "random crop (4 pixels of zero padding) and horizontal flip; auto: for cifar10 only",
     )
-    val_fraction: float = _option(
+    val_fraction: float = option(
         0.0,
         "share of the training images held out, the same ones whatever the seed; with it the"
         " checkpoint with the best validation accuracy is kept, too",
     )
-    precision: Literal["float32", "bfloat16"] = _option(
+    precision: Literal["float32", "bfloat16"] = option(
         "float32", "what the network computes in; parameters are float32 either way"
     )
-    seed: int = _option(0, "seeds the weights, the order of the images, crops, flips and dropout")
-    log_every: int = _option(100, "steps between two reports of the loss", may_change=True)
-    checkpoint_every: int = _option(
+    seed: int = option(0, "seeds the weights, the order of the images, crops, flips and dropout")
+    log_every: int = option(100, "steps between two reports of the loss", may_change=True)
+    checkpoint_every: int = option(
         0, "steps between two checkpoints, besides one after each epoch (0: none)", may_change=True
     )
-    keep: int = _option(3, "how many of the last checkpoints are kept", may_change=True)
+    keep: int = option(3, "how many of the last checkpoints are kept", may_change=True)
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value, hint = getattr(self, field.name), hints[field.name]
+            value, hint = getattr(self, field.name), required(hints[field.name])
             if hint is float and type(value) is int:
                 object.__setattr__(self, field.name, float(value))
+            elif value is None and hint is not hints[field.name]:
+                continue
             elif not _is_instance(value, hint):
                 self._reject(field.name, _describe(hint))
         for name in ("epochs", "batch_size", "decay_epochs", "log_every", "keep"):
@@ -101,13 +125,15 @@ class TrainConfig:
             self._reject("checkpoint_every", "0 or more")
         if not 0 <= self.seed < 2**32:
             self._reject("seed", "between 0 and 4294967295")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             self._reject("learning_rate", "a positive number")
         if not 0 < self.decay_rate <= 1:
             self._reject("decay_rate", "above 0 and at most 1")
         for name in ("dropout_rate", "val_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 self._reject(name, "at least 0 and below 1")
+        if self.ema and self.init_from is None:
+            raise UserError("--ema chooses among the weights of --init-from: give that, too")
         if self.resume and self.workdir is None:
             raise UserError("--resume needs --workdir, the folder of the run to continue")
 
@@ -157,6 +183,13 @@ def choices(hint: Any) -> tuple[str, ...]:
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
+def required(hint: Any) -> Any:
+    """The type of a field that may be None, without the None."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    return next(kind for kind in get_args(hint) if kind is not NoneType)
+
+
 def _is_instance(value: Any, hint: Any) -> bool:
     if choices(hint):
         return value in choices(hint)
@@ -168,5 +201,5 @@ def _is_instance(value: Any, hint: Any) -> bool:
 def _describe(hint: Any) -> str:
     if choices(hint):
         return "one of " + ", ".join(choices(hint))
-    names = {int: "a whole number", float: "a number", bool: "true or false"}
-    return names.get(hint, "a text or nothing")
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return names[hint]

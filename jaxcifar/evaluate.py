@@ -1,14 +1,35 @@
-"""Metrics of a state over a whole split."""
+"""Metrics over a whole split: ``python -m jaxcifar.evaluate``, or ``evaluate(state, examples)``."""
 
-import jax.numpy as jnp
-import numpy as np
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from jaxcifar.data import Examples
-from jaxcifar.state import TrainState
-from jaxcifar.steps import Metrics, eval_step_at
+from jaxcifar import cli
+from jaxcifar.config import REQUIRED, DatasetName, option
+from jaxcifar.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxcifar.data import Examples
+    from jaxcifar.state import TrainState
+    from jaxcifar.steps import Metrics
 
 
-def evaluate(state: TrainState, examples: Examples, *, batch_size: int) -> Metrics:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What the command evaluates, and on what."""
+
+    checkpoint: str = option(
+        REQUIRED,
+        "a run's folder, a ported checkpoint, a torch .ckpt/.pt/.pth or a .safetensors file",
+    )
+    ema: bool = option(False, "of a torch file, take the exponential moving average")
+    dataset: DatasetName = option("cifar10", "whose test images")
+    data_dir: str | None = option(None, "where the data is, as for jaxcifar.train")
+    batch_size: int = option(500, "images at a time; it does not change the result")
+
+
+def evaluate(state: "TrainState", examples: "Examples", *, batch_size: int) -> "Metrics":
     """Sums the metrics over every image; the last batch is filled up and masked.
 
     Args:
@@ -16,8 +37,51 @@ def evaluate(state: TrainState, examples: Examples, *, batch_size: int) -> Metri
       examples: the split, on the host or, better, on the device.
       batch_size: images at a time; it does not change the result.
     """
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxcifar.steps import Metrics, eval_step_at
+
     totals = Metrics.zeros()
     for start in range(0, len(examples.labels), batch_size):
         indices = jnp.asarray(np.arange(start, start + batch_size, dtype=np.int32))
         totals = eval_step_at(state, totals, examples, indices)
     return totals
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    flags = cli.parse(
+        EvaluateConfig,
+        argv,
+        prog="python -m jaxcifar.evaluate",
+        description="Prints the loss and accuracy of trained weights on the test images.",
+    )
+    config = EvaluateConfig(**flags)
+    if config.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {config.batch_size}")
+
+    import jax
+    import optax
+
+    from jaxcifar import data, weights
+    from jaxcifar.state import state_from
+
+    loaded = weights.load(config.checkpoint, ema=config.ema)
+    for note in loaded.notes:
+        print(f"{config.checkpoint}: {note}", file=sys.stderr)
+    dataset = data.load(config.dataset, config.data_dir)
+    if loaded.num_classes != len(dataset.class_names):
+        raise UserError(
+            f"{config.checkpoint} has {loaded.num_classes} classes, {config.dataset} has"
+            f" {len(dataset.class_names)}"
+        )
+    state = state_from(loaded.variables, loaded.build(), optax.identity())
+    test = jax.device_put(dataset.test)
+    loss, accuracy = evaluate(state, test, batch_size=config.batch_size).means()
+    print(f"{loaded.model}, loss {loss:.4f} on {len(test.labels)} test images")
+    print(f"Accuracy of the model on the test images: {100 * accuracy:.2f} %")
+
+
+if __name__ == "__main__":
+    cli.run(main, prog="jaxcifar.evaluate")

@@ -43,14 +43,38 @@ def create_state(
 
     def init(key: jax.Array) -> TrainState:
         variables = model.init(key, jnp.zeros((1, *INPUT_SHAPE)), train=False)
-        return TrainState.create(
-            apply_fn=model.apply,
-            params=variables["params"],
-            batch_stats=variables["batch_stats"],
-            tx=optimizer,
-        ).replace(step=jnp.zeros((), jnp.int32))
+        return state_from(variables, model, optimizer)
 
     return jax.jit(init)(key)
+
+
+def state_from(
+    variables: Any,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    adam: optax.ScaleByAdamState | None = None,
+) -> TrainState:
+    """A state at step 0 with given weights.
+
+    Args:
+      variables: ``{"params": ..., "batch_stats": ...}``, jax or numpy; they are copied.
+      model: what they belong to.
+      optimizer: ``make_optimizer``'s, or any other if ``adam`` is None.
+      adam: moments and count to go on with. The state's own step, from which the order of the
+        images and the decays follow, is 0 all the same, as when a torch program loads its
+        optimizer.
+    """
+    variables, adam = jax.tree.map(jnp.array, (variables, adam))  # copies: a step donates them
+    state = TrainState.create(
+        apply_fn=model.apply,
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        tx=optimizer,
+    )
+    if adam is not None:
+        state = state.replace(opt_state=(adam, *state.opt_state[1:]))
+    return state.replace(step=jnp.zeros((), jnp.int32))
 
 
 @partial(jax.jit, static_argnames=("examples", "batch_size"))

@@ -16,6 +16,7 @@ from jaxcifar.errors import UserError
 
 if TYPE_CHECKING:
     from jaxcifar.state import TrainState
+    from jaxcifar.weights import Weights
 
 CONFIG_FILE = "config.json"
 
@@ -48,6 +49,9 @@ def train_and_evaluate(config: TrainConfig) -> History:
       KeyboardInterrupt: after a signal, with its number as argument.
     """
     workdir = _prepare_workdir(config)
+    initial = _initial_weights(config)
+    learning_rate = _learning_rate(config, workdir, initial)
+    config = dataclasses.replace(config, learning_rate=learning_rate)
 
     import jax
 
@@ -69,14 +73,24 @@ def train_and_evaluate(config: TrainConfig) -> History:
         dropout_rate=config.dropout_rate,
         dtype=config.precision,
     )
+    if initial and initial.num_classes != len(dataset.class_names):
+        raise UserError(
+            f"{config.init_from} has {initial.num_classes} classes, {config.dataset} has"
+            f" {len(dataset.class_names)}"
+        )
     schedule = state.make_schedule(
-        config.learning_rate,
+        learning_rate,
         decay_rate=config.decay_rate,
         decay_steps=config.decay_epochs * steps_per_epoch,
     )
     # Everything random is drawn from these, the epoch and the step: resuming needs no more.
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
-    train_state = state.create_state(init_key, model, state.make_optimizer(schedule))
+    optimizer = state.make_optimizer(schedule)
+    if initial:
+        train_state = state.state_from(initial.variables, model, optimizer, adam=initial.adam)
+        del initial
+    else:
+        train_state = state.create_state(init_key, model, optimizer)
     totals = steps.Metrics.zeros()
     train, val, test = jax.device_put((train, val, dataset.test))
 
@@ -173,7 +187,7 @@ def _prepare_workdir(config: TrainConfig) -> Path:
         saved = TrainConfig.from_json(workdir / CONFIG_FILE)
         for field in dataclasses.fields(TrainConfig):
             old, new = getattr(saved, field.name), getattr(config, field.name)
-            if old != new and not field.metadata["may_change"]:
+            if new not in (old, None) and not field.metadata["may_change"]:
                 raise UserError(
                     f"{flag(field.name)} {new} is not what {workdir} was started with ({old}):"
                     " leave it out, or start a run in another --workdir"
@@ -184,6 +198,25 @@ def _prepare_workdir(config: TrainConfig) -> Path:
         )
     workdir.mkdir(parents=True, exist_ok=True)
     return workdir
+
+
+def _initial_weights(config: TrainConfig) -> "Weights | None":
+    """What --init-from holds; a resumed run has its own."""
+    if config.init_from is None or config.resume:
+        return None
+    from jaxcifar import weights
+
+    initial = weights.load(config.init_from, model=config.model, ema=config.ema)
+    for note in initial.notes:
+        print(f"{config.init_from}: {note}", file=sys.stderr)
+    return initial
+
+
+def _learning_rate(config: TrainConfig, workdir: Path, initial: "Weights | None") -> float:
+    """The one asked for, else that of the run that goes on, or the torch optimizer's, or 0.001."""
+    if config.learning_rate is None and config.resume:
+        config = TrainConfig.from_json(workdir / CONFIG_FILE)
+    return config.learning_rate or (initial and initial.learning_rate) or 1e-3
 
 
 def _write_config(workdir: Path, config: TrainConfig) -> None:
@@ -218,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = cli.parse(
         TrainConfig,
         argv,
-        prog="jaxcifar.train",
+        prog="python -m jaxcifar.train",
         description="Trains a network on CIFAR-10 and prints its accuracy on the test images.",
     )
     config = TrainConfig(**flags)

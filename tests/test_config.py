@@ -21,7 +21,7 @@ def parse(*argv):
 
 def test_defaults_are_the_original_programs():
     config = TrainConfig()
-    assert (config.epochs, config.batch_size, config.learning_rate) == (1, 100, 1e-3)
+    assert (config.epochs, config.batch_size, config.learning_rate) == (1, 100, None)
     assert (config.decay_rate, config.decay_epochs, config.dropout_rate) == (1 / 3, 20, 0.5)
     assert config.augments
     assert not TrainConfig(dataset="digits").augments

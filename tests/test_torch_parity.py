@@ -11,7 +11,9 @@ from jaxcifar.models import MODELS, create_model
 from jaxcifar.state import TrainState, make_optimizer
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-from tests import torch_reference  # noqa: E402  (needs torch)
+from torch_models import create_torch_model  # noqa: E402  (needs torch)
+
+from tests import torch_reference  # noqa: E402
 
 
 def relative(ours, theirs):
@@ -36,7 +38,7 @@ def relative(ours, theirs):
 
 def pair(name, dtype=torch.float64):
     """The same weights in torch and in a train state."""
-    module = torch_reference.randomize(torch_reference.MODELS[name]().to(dtype=dtype))
+    module = torch_reference.randomize(create_torch_model(name, dropout=0.0).to(dtype=dtype))
     params, batch_stats = torch_reference.to_flax(module.state_dict(), module)
     model = create_model(name, dropout_rate=0.0, dtype=str(dtype).removeprefix("torch."))
     params, batch_stats = jax.tree.map(jnp.asarray, (params, batch_stats))

@@ -6,6 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from jaxcifar.config import MODEL_NAMES
@@ -50,7 +51,16 @@ def create_model(
 
 
 def abstract_variables(model: nn.Module) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Shapes and dtypes of ``{"params": ..., "batch_stats": ...}``, without computing anything."""
+    """Shapes and dtypes of ``{"params": ..., "batch_stats": ...}``, without computing anything.
+
+    The keys are in the order of the layers' calls, which is that of torch's state dict.
+    """
     images = jax.ShapeDtypeStruct((1, *INPUT_SHAPE), jnp.float32)
-    init = partial(model.init, train=False)
-    return jax.eval_shape(init, jax.random.key(0), images)
+    leaves = {}
+
+    def init(key: jax.Array, images: jax.Array) -> None:
+        for path, leaf in flatten_dict(model.init(key, images, train=False)).items():
+            leaves[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    jax.eval_shape(init, jax.random.key(0), images)  # would sort what it returns
+    return unflatten_dict(leaves)

@@ -98,7 +98,8 @@ class BatchNorm(nn.Module):
     """``torch.nn.BatchNorm1d`` and ``2d``: normalises over all axes but the last.
 
     Flax's own keeps the biased batch variance as running statistic, torch the unbiased
-    one; hence this layer. Statistics are computed and kept in float32 or wider.
+    one; hence this layer. Statistics are computed and kept in float32 or wider, with the
+    number of batches that went into them, as torch does.
 
     Raises:
       ValueError: in training, when the batch has one value per channel (as torch does).
@@ -112,6 +113,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels, dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, dtype)
+        batches = self.variable("batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int32)
 
         if train:
             count = x.size // x.shape[-1]
@@ -126,6 +128,7 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 running_mean.value = _running(running_mean.value, mean)
                 running_var.value = _running(running_var.value, var * (count / (count - 1)))
+                batches.value += 1
         else:
             mean, var = running_mean.value, running_var.value
 

@@ -1,0 +1,298 @@
+"""The map between a torch state dict and a model's variables, both ways; numpy only.
+
+It is one rule, because the tree has torch's names. The path of a leaf is its key; only its
+last name and the order of its axes are translated:
+
+    ===========================  ==================  =======================
+    leaf                         key ends in         torch's axes
+    ===========================  ==================  =======================
+    params/.../kernel (4 axes)   weight              (O, I, H, W) of (H, W, I, O)
+    params/.../kernel (2 axes)   weight              (O, I) of (I, O)
+    params/.../scale             weight              same
+    params/.../bias              bias                same
+    batch_stats/.../mean         running_mean        same
+    batch_stats/.../var          running_var         same
+    batch_stats/.../num_batches_tracked, the same    same
+    ===========================  ==================  =======================
+
+Keys and leaves are a bijection, checked against the model before anything is mapped.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxcifar.errors import UserError
+from jaxcifar.models import MODELS, abstract_variables, create_model
+
+StateDict = Mapping[str, np.ndarray]
+TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: where torch's axes are in ours
+
+
+class Leaf(NamedTuple):
+    """What a model has under a torch key.
+
+    Attributes:
+      path: in the variables, as ``("params", "features", "0", "kernel")``.
+      shape: in torch's order of axes.
+      dtype: ours.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class PortError(UserError):
+    """State dict and model do not fit.
+
+    Attributes:
+      missing: keys that the model has and the state dict lacks, with the expected shape.
+      unexpected: keys that only the state dict has, with their shape.
+      misshaped: keys with another shape: the given and the expected one.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        missing: Mapping[str, tuple[int, ...]],
+        unexpected: Mapping[str, tuple[int, ...]],
+        misshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    ) -> None:
+        self.missing, self.unexpected, self.misshaped = missing, unexpected, misshaped
+        parts = [
+            _list("missing", [f"{key} {shape}" for key, shape in missing.items()]),
+            _list("unexpected", [f"{key} {shape}" for key, shape in unexpected.items()]),
+            _list(
+                "of another shape",
+                [f"{key} {given}, expected {own}" for key, (given, own) in misshaped.items()],
+            ),
+        ]
+        super().__init__(f"{what}: {'; '.join(filter(None, parts))}")
+
+
+class Adam(NamedTuple):
+    """Adam's state, in torch's names and axes.
+
+    Attributes:
+      step: updates done.
+      learning_rate: of the next update.
+      exp_avg: first moment by parameter key.
+      exp_avg_sq: second moment by parameter key.
+    """
+
+    step: int
+    learning_rate: float
+    exp_avg: StateDict
+    exp_avg_sq: StateDict
+
+
+def leaves(model: nn.Module) -> Mapping[str, Leaf]:
+    """The model's leaves by their torch keys, in the order of torch's state dict."""
+    return _leaves(model, jnp.result_type(float))
+
+
+@cache
+def _leaves(model: nn.Module, widest: jnp.dtype) -> Mapping[str, Leaf]:
+    del widest  # float64 only under x64
+    modules: dict[tuple[str, ...], dict[str, Leaf]] = {}
+    for path, leaf in flatten_dict(abstract_variables(model)).items():
+        shape = tuple(leaf.shape[axis] for axis in TORCH_AXES[leaf.ndim])
+        modules.setdefault(path[1:-1], {})[_key(path)] = Leaf(path, shape, leaf.dtype)
+    return {key: leaf for module in modules.values() for key, leaf in module.items()}
+
+
+def identify(
+    state_dict: StateDict, name: str | None = None, *, source: object = "the state dict"
+) -> tuple[str, int]:
+    """Works the model's name and number of classes out from keys and shapes.
+
+    Args:
+      state_dict: arrays by torch key; only their shapes are looked at.
+      name: the model it has to be; None takes the one whose keys are nearest.
+      source: what to call it in an error.
+
+    Raises:
+      UserError: it is another model than ``name``.
+      PortError: the keys or shapes are no model's.
+    """
+    keys = {n: leaves(create_model(n)).keys() for n in MODELS}
+    nearest = min(MODELS, key=lambda n: len(keys[n] ^ state_dict.keys()))
+    if name and name != nearest and keys[nearest] == state_dict.keys():
+        raise UserError(f"{source} is {nearest}, not {name}: ask for --model {nearest}")
+    what = f"is not {name}" if name else f"is no known model; the nearest is {nearest}"
+    nearest = name or nearest
+    *_, head_bias = keys[nearest]
+    given = state_dict.get(head_bias)
+    num_classes = given.shape[0] if given is not None and given.ndim == 1 and given.size else 10
+    _check(f"{source} {what}", leaves(create_model(nearest, num_classes=num_classes)), state_dict)
+    return nearest, num_classes
+
+
+def to_flax(state_dict: StateDict, model: nn.Module) -> dict[str, Any]:
+    """Maps a state dict to ``{"params": ..., "batch_stats": ...}``.
+
+    Args:
+      state_dict: numpy arrays by torch key, any strides.
+      model: what it has to fit, from ``create_model``.
+
+    Returns:
+      New numpy arrays in the model's dtypes.
+
+    Raises:
+      PortError: keys are missing, unexpected or of another shape; all of them in one error.
+      UserError: a value is not exact in the model's dtype.
+    """
+    own = leaves(model)
+    _check("not the model's state dict", own, state_dict)
+    return _tree({key: (leaf, state_dict[key]) for key, leaf in own.items()})
+
+
+def to_torch(
+    variables: Mapping[str, Any], model: nn.Module, *, dtypes: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
+    """Maps ``{"params": ..., "batch_stats": ...}`` to a state dict, in torch's order of keys.
+
+    Args:
+      variables: arrays of jax or numpy.
+      model: what they have to fit.
+      dtypes: of keys that torch keeps in another dtype than the model does.
+
+    Returns:
+      New C-contiguous numpy arrays; ``num_batches_tracked`` is int64, as torch has it.
+
+    Raises:
+      PortError: leaves are missing, unexpected or of another shape.
+      UserError: a value is not exact in the wanted dtype.
+    """
+    own = leaves(model)
+    given = torch_view(variables)
+    _check("not the model's variables", own, given)
+    wanted = {
+        key: np.dtype(np.int64) if leaf.dtype.kind == "i" else leaf.dtype
+        for key, leaf in own.items()
+    }
+    wanted |= {key: np.dtype(name) for key, name in (dtypes or {}).items()}
+    return {key: _cast(key, given[key], wanted[key]) for key in own}
+
+
+def torch_view(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The variables under torch's keys and in its axes; nothing is checked or copied."""
+    return {
+        _key(path): _torch_axes(np.asarray(leaf)) for path, leaf in flatten_dict(variables).items()
+    }
+
+
+def adam_from_torch(optimizer: Mapping[str, Any], model: nn.Module) -> Adam:
+    """Reads the state dict of a ``torch.optim.Adam`` over all of the model's parameters.
+
+    Args:
+      optimizer: ``{"state": {0: {"step", "exp_avg", "exp_avg_sq"}, ...}, "param_groups": [...]}``
+        with numpy arrays.
+      model: whose parameters they are, in torch's order.
+
+    Raises:
+      UserError: it is not Adam with the defaults that training uses, or does not fit.
+    """
+    keys = [key for key, leaf in leaves(model).items() if leaf.path[0] == "params"]
+    groups, states = optimizer.get("param_groups"), optimizer.get("state")
+    if not isinstance(groups, Sequence) or not isinstance(states, Mapping) or not groups:
+        raise UserError("the optimizer's state has no param_groups or no state")
+    for name, ours in {
+        "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False,
+    }.items():  # fmt: skip
+        for group in groups:
+            theirs = group.get(name, ours)
+            if (tuple(theirs) if name == "betas" else theirs) != ours:
+                raise UserError(f"the optimizer has {name} {theirs}, training has {ours}")
+    indices = [index for group in groups for index in group["params"]]
+    if sorted(indices) != list(range(len(keys))) or set(states) != set(indices):
+        raise UserError(
+            f"the optimizer has a state for {len(states)} of {len(indices)} parameters, the"
+            f" model has {len(keys)}"
+        )
+    if not all({"step", "exp_avg", "exp_avg_sq"} <= set(state) for state in states.values()):
+        raise UserError("the optimizer is not Adam: it keeps no step, exp_avg and exp_avg_sq")
+    steps = {int(state["step"]) for state in states.values()}
+    rates = {float(group["lr"]) for group in groups}
+    if len(steps) > 1 or len(rates) > 1:
+        raise UserError(
+            f"the optimizer's parameters differ in steps {sorted(steps)} or learning rates"
+            f" {sorted(rates)}; training has one of each"
+        )
+    exp_avg, exp_avg_sq = (
+        {key: states[index][name] for index, key in enumerate(keys)}
+        for name in ("exp_avg", "exp_avg_sq")
+    )
+    adam = Adam(steps.pop(), rates.pop(), exp_avg, exp_avg_sq)
+    adam_to_flax(adam, model)  # checks the shapes
+    return adam
+
+
+def adam_to_flax(adam: Adam, model: nn.Module) -> optax.ScaleByAdamState:
+    """Maps Adam's moments by the rule of the parameters.
+
+    Raises:
+      PortError: the moments do not fit the model's parameters.
+    """
+    own = {key: leaf for key, leaf in leaves(model).items() if leaf.path[0] == "params"}
+    for moment in (adam.exp_avg, adam.exp_avg_sq):
+        _check("not Adam's moments of the model", own, moment)
+    mu, nu = (
+        _tree({key: (leaf, moment[key]) for key, leaf in own.items()})["params"]
+        for moment in (adam.exp_avg, adam.exp_avg_sq)
+    )
+    return optax.ScaleByAdamState(np.asarray(adam.step, np.int32), mu, nu)  # type: ignore[arg-type]
+
+
+def _key(path: tuple[str, ...]) -> str:
+    _, *module, name = path
+    return ".".join([*module, TORCH_NAMES.get(name, name)])
+
+
+def _check(what: str, own: Mapping[str, Leaf], state_dict: StateDict) -> None:
+    missing = {key: leaf.shape for key, leaf in own.items() if key not in state_dict}
+    unexpected = {key: value.shape for key, value in state_dict.items() if key not in own}
+    misshaped = {
+        key: (state_dict[key].shape, leaf.shape)
+        for key, leaf in own.items()
+        if key in state_dict and state_dict[key].shape != leaf.shape
+    }
+    if missing or unexpected or misshaped:
+        raise PortError(what, missing, unexpected, misshaped)
+
+
+def _list(kind: str, items: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return f"{len(items)} {kind}: {', '.join(items[:most])}{more}" if items else ""
+
+
+def _tree(arrays: Mapping[str, tuple[Leaf, np.ndarray]]) -> dict[str, Any]:
+    return unflatten_dict(
+        {
+            leaf.path: _cast(key, array.transpose(np.argsort(TORCH_AXES[array.ndim])), leaf.dtype)
+            for key, (leaf, array) in arrays.items()
+        }
+    )
+
+
+def _torch_axes(array: np.ndarray) -> np.ndarray:
+    return array.transpose(TORCH_AXES[array.ndim]) if array.ndim in TORCH_AXES else array
+
+
+def _cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A C-contiguous copy in ``dtype``, whose values are the same."""
+    with np.errstate(all="ignore"):  # what overflows is not exact
+        cast = array.astype(dtype, order="C")
+        exact = array.dtype == dtype or bool(np.all((cast == array) | (cast != cast)))
+    floats = [jnp.issubdtype(kind, np.floating) for kind in (array.dtype, dtype)]
+    if not exact or floats[0] != floats[1]:
+        raise UserError(f"{key} is {array.dtype} and cannot become {dtype} without a change")
+    return cast

@@ -1,0 +1,147 @@
+"""Weights from wherever they are: a run, a ported checkpoint, a torch or safetensors file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from orbax.checkpoint import v1 as ocp
+
+from jaxcifar import torch_files, torch_port
+from jaxcifar.errors import UserError
+from jaxcifar.models import create_model
+
+
+class Weights(NamedTuple):
+    """A model's variables, and what else their source knows.
+
+    Attributes:
+      model: its name, for ``create_model``.
+      num_classes: length of the logits.
+      variables: ``{"params": ..., "batch_stats": ...}`` of numpy arrays, checked against the model.
+      adam: Adam's moments and count, or None.
+      learning_rate: where a torch optimizer stopped, or None.
+      torch_dtypes: of torch keys that the source keeps in another dtype than the model does.
+      notes: a line for each thing that a user should know of the source.
+    """
+
+    model: str
+    num_classes: int
+    variables: dict[str, Any]
+    adam: optax.ScaleByAdamState | None
+    learning_rate: float | None
+    torch_dtypes: dict[str, str]
+    notes: tuple[str, ...]
+
+    def build(self) -> nn.Module:
+        """The model that they fit, in float32."""
+        return create_model(self.model, num_classes=self.num_classes)
+
+
+def load(path: str | Path, *, model: str | None = None, ema: bool = False) -> Weights:
+    """Reads and checks weights.
+
+    Args:
+      path: a run's folder (its last checkpoint), one checkpoint's folder, or a file:
+        ``.ckpt``, ``.pt``, ``.pth`` or ``.safetensors``.
+      model: what it has to be; None works it out.
+      ema: take a torch file's exponential moving average.
+
+    Raises:
+      UserError: there are none, or they fit no model or not the wanted one.
+      OSError: the file cannot be opened.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if ema:
+            raise UserError(f"--ema is for torch files, and {path} is a folder")
+        return _load_orbax(path, model)
+    return _load_file(path, model, ema=ema)
+
+
+def save(path: Path, weights: Weights, metadata: Mapping[str, Any]) -> None:
+    """Writes an Orbax checkpoint that ``load`` reads; ``metadata`` is JSON beside its own."""
+    tree: dict[str, Any] = dict(weights.variables)
+    if weights.adam is not None:
+        tree["opt_state"] = (weights.adam,)  # where a run's checkpoint has it
+    own = {
+        "model": weights.model,
+        "num_classes": weights.num_classes,
+        "learning_rate_of_torch": weights.learning_rate,
+        "torch_dtypes": weights.torch_dtypes,
+    }
+    ocp.save(path.absolute(), tree, custom_metadata={**metadata, **own})
+
+
+def to_torch(weights: Weights) -> dict[str, np.ndarray]:
+    """The state dict, in torch's order, with the dtypes that torch had."""
+    return torch_port.to_torch(weights.variables, weights.build(), dtypes=weights.torch_dtypes)
+
+
+def _load_file(path: Path, name: str | None, *, ema: bool) -> Weights:
+    file = torch_files.read(path, ema=ema)
+    notes = list(file.notes)
+    found, num_classes = torch_port.identify(file.state_dict, name, source=path)
+    model = create_model(found, num_classes=num_classes)
+    variables = torch_port.to_flax(file.state_dict, model)
+    adam = learning_rate = None
+    if file.optimizer is not None:
+        try:
+            moments = torch_port.adam_from_torch(file.optimizer, model)
+        except UserError as error:
+            notes.append(f"left the optimizer: {error}")
+        else:
+            adam, learning_rate = torch_port.adam_to_flax(moments, model), moments.learning_rate
+            notes.append(
+                f"took Adam's moments after {moments.step} steps, learning rate {learning_rate:g}"
+            )
+    usual = {"float32", "int64"}
+    dtypes = {
+        key: array.dtype.name
+        for key, array in file.state_dict.items()
+        if array.dtype.name not in usual
+    }
+    if dtypes:
+        notes.append(
+            f"widened {len(dtypes)} tensors of {', '.join(sorted(set(dtypes.values())))}"
+            " without a change of value"
+        )
+    return Weights(found, num_classes, variables, adam, learning_rate, dtypes, tuple(notes))
+
+
+def _load_orbax(path: Path, name: str | None) -> Weights:
+    folder = _checkpoint_folder(path)
+    try:
+        meta = ocp.metadata(folder)
+        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), meta.metadata)
+        tree = ocp.load(folder, abstract)
+        info = dict(meta.custom_metadata or {})
+        torch_dtypes = {
+            key: np.dtype(dtype).name for key, dtype in info.get("torch_dtypes", {}).items()
+        }
+        state_dict = torch_port.torch_view({n: tree[n] for n in ("params", "batch_stats")})
+        adam = optax.ScaleByAdamState(**tree["opt_state"][0]) if "opt_state" in tree else None
+    except Exception as error:  # whatever tensorstore and Orbax raise on bad bytes
+        raise UserError(f"{folder} cannot be read ({error}): copy it again") from error
+    found, num_classes = torch_port.identify(state_dict, name, source=path)
+    variables = torch_port.to_flax(state_dict, create_model(found, num_classes=num_classes))
+    for moment in (adam.mu, adam.nu) if adam else ():
+        if jax.tree.map(np.shape, moment) != jax.tree.map(np.shape, variables["params"]):
+            raise UserError(f"{folder} has moments of Adam that do not fit its parameters")
+    learning_rate = info.get("learning_rate_of_torch")
+    return Weights(found, num_classes, variables, adam, learning_rate, torch_dtypes, ())
+
+
+def _checkpoint_folder(path: Path) -> Path:
+    """The checkpoint in a folder: itself, or the last one of a run."""
+    path = path.absolute()
+    for parent in (path / "checkpoints", path):
+        steps = [child for child in parent.glob("*") if child.name.isdigit() and child.is_dir()]
+        if steps:
+            return max(steps, key=lambda child: int(child.name))
+    if not (path / "_CHECKPOINT_METADATA").exists():
+        raise UserError(f"{path} holds no checkpoint: give a run's folder or a checkpoint")
+    return path

@@ -1,0 +1,256 @@
+"""Moves weights from torch to Flax and back, with proof that they are the same.
+
+    python tools/port_torch_ckpt.py vgg16_epoch250.ckpt vgg16_flax
+    python tools/port_torch_ckpt.py vgg16_flax vgg16.ckpt
+
+Nothing appears under the second name before all checks have passed.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jaxcifar import cli
+from jaxcifar.config import REQUIRED, ModelName, option
+from jaxcifar.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxcifar.weights import Weights
+
+PACKAGES = ("jaxcifar", "jax", "flax", "orbax-checkpoint", "numpy", "torch", "safetensors")
+RANDOM_IMAGES = 16
+USER_IMAGES = 48
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PortConfig:
+    """What is ported, and how it is proved."""
+
+    input: str = option(
+        REQUIRED,
+        "a torch .ckpt/.pt/.pth, a .safetensors file, an Orbax checkpoint or a run's folder",
+        positional=True,
+    )
+    output: str = option(
+        REQUIRED,
+        "what to write: a folder (Orbax), NAME.safetensors, or NAME.ckpt/.pt/.pth (torch)",
+        positional=True,
+    )
+    to: Literal["orbax", "safetensors", "torch"] | None = option(
+        None, "the format of OUTPUT (default: by its name)"
+    )
+    model: ModelName | None = option(None, "the network (default: by the keys and shapes)")
+    ema: bool = option(False, "take the exponential moving average of the weights")
+    verify: bool = option(
+        True, "do not run both programs to compare all layers (that needs torch installed)"
+    )
+    against: str | None = option(
+        None, "FILE.py:NAME, your own torch class, to compare with instead of the built-in one"
+    )
+    data_dir: str | None = option(
+        None, f"compare on the first {USER_IMAGES} CIFAR-10 test images from here, too"
+    )
+    report: str | None = option(None, "write what was done and measured to this JSON file")
+    dry_run: bool = option(False, "check and compare, and write nothing")
+    force: bool = option(False, "replace an existing OUTPUT")
+
+
+def port(config: PortConfig) -> dict[str, Any]:
+    """Ports, proves, writes, and returns the report.
+
+    Raises:
+      UserError: the input is bad, the output exists, or the proof fails; nothing was written.
+    """
+    source, target = Path(config.input), Path(config.output)
+    target_format = config.to or _format(target)
+    for path in filter(None, (config.output, config.report)):
+        if os.path.lexists(path) and not (config.force or config.dry_run):
+            raise UserError(f"{path} exists already: choose another name, or --force to replace it")
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {target.absolute().parent}: make it first")
+    if source.exists() and target.exists() and source.samefile(target):
+        raise UserError(f"{target} is the input itself: choose another name")
+
+    import numpy as np
+
+    from jaxcifar import augment, weights
+
+    loaded = weights.load(source, model=config.model, ema=config.ema)
+    state_dict = weights.to_torch(loaded)
+    parameters = sum(a.size for key, a in state_dict.items() if key.endswith(("weight", "bias")))
+    print(
+        f"{source} is {loaded.model} with {loaded.num_classes} classes: {len(state_dict)} tensors,"
+        f" {parameters:,} parameters"
+    )
+    for note in loaded.notes:
+        print(f"  {note}")
+    nonfinite = [key for key, a in state_dict.items() if not np.isfinite(a).all()]
+    if nonfinite:
+        print(f"warning: not all finite: {', '.join(nonfinite)}", file=sys.stderr)
+    report = {
+        "input": {"path": str(source), "sha256": _sha256(source)},
+        "output": {"path": str(target), "format": target_format},
+        "model": loaded.model,
+        "num_classes": loaded.num_classes,
+        "tensors": len(state_dict),
+        "parameters": parameters,
+        "adam_steps": None if loaded.adam is None else int(loaded.adam.count),
+        "notes": list(loaded.notes),
+        "nonfinite": nonfinite,
+        "normalization": {"mean": augment.MEAN, "std": augment.STD},
+        "versions": _versions(),
+    }
+    info = {"source": report["input"], "normalization": report["normalization"]}
+
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        again, new = loaded, Path(folder) / f"new{target.suffix}"
+        if not config.dry_run:
+            _write(new, target_format, loaded, state_dict, info)
+            again = weights.load(new)
+        report["bit_identical"] = _check_round_trip(source, again, ema=config.ema)
+        print(f"round trip: {report['bit_identical']} of {len(state_dict)} tensors bit-identical")
+        report["verification"] = _verify(config, again)
+        if config.dry_run:
+            print("dry run: nothing written")
+        else:
+            if target.exists():
+                target.rename(Path(folder) / "old")
+            new.rename(target)
+            print(f"wrote {target} ({target_format})")
+            if loaded.adam is not None and target_format != "orbax":
+                print("  without Adam's moments: only an Orbax checkpoint keeps them")
+    if config.report and not config.dry_run:
+        Path(config.report).write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _format(target: Path) -> str:
+    from jaxcifar.torch_files import TORCH_SUFFIXES
+
+    if target.suffix in TORCH_SUFFIXES:
+        return "torch"
+    return "safetensors" if target.suffix == ".safetensors" else "orbax"
+
+
+def _write(
+    path: Path, kind: str, loaded: "Weights", state_dict: dict[str, Any], info: dict[str, Any]
+) -> None:
+    from jaxcifar import torch_files, weights
+
+    try:
+        if kind == "orbax":
+            weights.save(path, loaded, info)
+        elif kind == "safetensors":
+            torch_files.write_safetensors(path, state_dict, {"model": loaded.model})
+        else:
+            torch_files.write_torch(path, state_dict)
+    except UserError:
+        raise
+    except Exception as error:  # a full disk comes as another exception from each library
+        raise UserError(f"{path.parent} cannot be written to: {error}") from error
+
+
+def _check_round_trip(source: Path, again: "Weights", *, ema: bool) -> int:
+    """Compares the bits of what was written, on torch's side, with the input's."""
+    from jaxcifar import torch_files, weights
+
+    if source.is_dir():
+        given = weights.to_torch(weights.load(source))
+    else:
+        given = torch_files.read(source, ema=ema).state_dict
+    back = weights.to_torch(again)
+    for key, array in given.items():
+        same = (array.shape, array.dtype) == (back[key].shape, back[key].dtype)
+        if not same or array.tobytes() != back[key].tobytes():
+            raise UserError(f"{key} came back changed; this is a bug, please report it")
+    return len(back)
+
+
+def _verify(config: PortConfig, loaded: "Weights") -> dict[str, Any] | None:
+    if not config.verify:
+        return None
+    if importlib.util.find_spec("torch") is None:
+        if config.against:
+            raise UserError("--against needs torch: pip install 'jaxcifar[torch]'")
+        print("not verified against torch, which is not installed")
+        return None
+
+    import compare
+    import numpy as np
+
+    from jaxcifar import data
+    from jaxcifar.augment import normalize
+
+    images = np.random.default_rng(0).integers(0, 256, (RANDOM_IMAGES, 32, 32, 3), np.uint8)
+    if config.data_dir is not None:
+        examples = data.load("cifar10", config.data_dir).test
+        images = np.concatenate([images, examples.images[:USER_IMAGES]])
+    module = compare.torch_module(loaded, config.against)
+    rows = compare.compare(loaded, module, np.asarray(normalize(images)))
+    print(compare.table(rows))
+    names = {row.name for row in rows}
+    unseen = compare.layers(loaded) - names
+    if unseen or compare.LOGITS not in names:
+        print(f"not compared, as torch does not call them as layers: {', '.join(sorted(unseen))}")
+    bad = [row for row in rows if not row.equal]
+    if bad or compare.LOGITS not in names:
+        worst = max(bad, key=lambda row: row.relative, default=None)
+        raise UserError(
+            f"{len(bad)} of {len(rows)} outputs differ from torch's, first {bad[0].name}, most"
+            f" {worst.name} by {worst.relative:.1e} of its largest value: nothing was written"
+            if worst
+            else "torch gives no single tensor of logits: nothing was written"
+        )
+    print(
+        f"verified against {config.against or 'torch'} on {len(images)} images: {len(rows) - 1}"
+        f" layers within {compare.LAYER_TOLERANCE:g}, logits within {compare.LOGITS_TOLERANCE:g}"
+    )
+    return {
+        "against": config.against or "the built-in torch model",
+        "images": {"random": RANDOM_IMAGES, "test": len(images) - RANDOM_IMAGES},
+        "not_compared": sorted(unseen),
+        "largest": max(row.relative for row in rows),
+        "layers": [{**row._asdict(), "relative": row.relative} for row in rows],
+    }
+
+
+def _sha256(path: Path) -> str | None:
+    if path.is_dir():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    flags = cli.parse(
+        PortConfig,
+        argv,
+        prog="python tools/port_torch_ckpt.py",
+        description="Moves weights from torch to Flax and back, and proves that they are the same.",
+    )
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the tolerances are those of full float32
+    port(PortConfig(**flags))
+
+
+if __name__ == "__main__":
+    cli.run(main, prog="port_torch_ckpt")
