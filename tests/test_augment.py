@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from jaxcifar import augment
 
@@ -34,6 +35,25 @@ def test_normalize_is_bit_equal_to_the_formula(images):
     expected = (images.astype(np.float32) / np.float32(255) - mean) / std
     for normalize in (augment.normalize, jax.jit(augment.normalize)):
         np.testing.assert_array_equal(normalize(jnp.asarray(images)), expected)
+
+
+def test_the_whole_path_of_an_image_equals_pil(images, rng):
+    """uint8 to normalised: RandomCrop, RandomHorizontalFlip, ToTensor, Normalize, by PIL."""
+    corners = rng.integers(0, 9, (16, 2))
+    mirrored = rng.random(16) < 0.5
+    mean, std = (np.float32(numbers) for numbers in (augment.MEAN, augment.STD))
+    expected = []
+    for pixels, (top, left), mirror in zip(images, corners, mirrored, strict=True):
+        image = ImageOps.expand(Image.fromarray(pixels), border=4, fill=0)
+        image = image.crop((left, top, left + 32, top + 32))
+        image = ImageOps.mirror(image) if mirror else image
+        expected.append((np.asarray(image, np.float32) / np.float32(255) - mean) / std)
+
+    @jax.jit
+    def ours(images, corners, mirrored):
+        return augment.normalize(augment.flip(augment.crop(images, corners), mirrored))
+
+    np.testing.assert_array_equal(ours(images, corners, mirrored), expected)
 
 
 def test_the_border_is_padded_before_normalizing():

@@ -6,13 +6,18 @@ from torch import nn
 
 
 def randomize(module, seed=0):
-    """Random statistics, scales and biases: fresh ones would hide errors of mapping."""
+    """Random statistics, scales and biases: fresh ones would hide errors of mapping.
+
+    The biases of batch norms are not centred: at +-0.3 the ResNet in training mode amplifies
+    rounding so much that float32 gradients, of either program, are 1.4e-4 from float64's; as
+    here, 3e-5.
+    """
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             for tensor, low, high in (
                 (layer.weight, 0.5, 1.5),
-                (layer.bias, -0.3, 0.3),
+                (layer.bias, 0.0, 1.0),
                 (layer.running_mean, -0.3, 0.3),
                 (layer.running_var, 0.5, 1.5),
             ):
