@@ -136,15 +136,16 @@ def identify(
     return nearest, num_classes
 
 
-def to_flax(state_dict: StateDict, model: nn.Module) -> dict[str, Any]:
+def to_flax(state_dict: StateDict, model: nn.Module, *, copy: bool = True) -> dict[str, Any]:
     """Maps a state dict to ``{"params": ..., "batch_stats": ...}``.
 
     Args:
       state_dict: numpy arrays by torch key, any strides.
       model: what it has to fit, from ``create_model``.
+      copy: False lets a result share its memory with an array that needs no change.
 
     Returns:
-      New numpy arrays in the model's dtypes.
+      C-contiguous numpy arrays in the model's dtypes.
 
     Raises:
       PortError: keys are missing, unexpected or of another shape; all of them in one error.
@@ -152,7 +153,7 @@ def to_flax(state_dict: StateDict, model: nn.Module) -> dict[str, Any]:
     """
     own = leaves(model)
     _check("not the model's state dict", own, state_dict)
-    return _tree({key: (leaf, state_dict[key]) for key, leaf in own.items()})
+    return _tree({key: (leaf, state_dict[key]) for key, leaf in own.items()}, copy=copy)
 
 
 def to_torch(
@@ -274,23 +275,22 @@ def _list(kind: str, items: Sequence[str], most: int = 4) -> str:
     return f"{len(items)} {kind}: {', '.join(items[:most])}{more}" if items else ""
 
 
-def _tree(arrays: Mapping[str, tuple[Leaf, np.ndarray]]) -> dict[str, Any]:
-    return unflatten_dict(
-        {
-            leaf.path: _cast(key, array.transpose(np.argsort(TORCH_AXES[array.ndim])), leaf.dtype)
-            for key, (leaf, array) in arrays.items()
-        }
-    )
+def _tree(arrays: Mapping[str, tuple[Leaf, np.ndarray]], *, copy: bool = True) -> dict[str, Any]:
+    tree = {}
+    for key, (leaf, array) in arrays.items():
+        ours = array.transpose(np.argsort(TORCH_AXES[array.ndim]))
+        tree[leaf.path] = _cast(key, ours, leaf.dtype, copy=copy)
+    return unflatten_dict(tree)
 
 
 def _torch_axes(array: np.ndarray) -> np.ndarray:
     return array.transpose(TORCH_AXES[array.ndim]) if array.ndim in TORCH_AXES else array
 
 
-def _cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A C-contiguous copy in ``dtype``, whose values are the same."""
+def _cast(key: str, array: np.ndarray, dtype: np.dtype, *, copy: bool = True) -> np.ndarray:
+    """The same values in ``dtype``, C-contiguous."""
     with np.errstate(all="ignore"):  # what overflows is not exact
-        cast = array.astype(dtype, order="C")
+        cast = array.astype(dtype, order="C", copy=copy)
         exact = array.dtype == dtype or bool(np.all((cast == array) | (cast != cast)))
     floats = [jnp.issubdtype(kind, np.floating) for kind in (array.dtype, dtype)]
     if not exact or floats[0] != floats[1]:

@@ -73,7 +73,11 @@ def save(path: Path, weights: Weights, metadata: Mapping[str, Any]) -> None:
         "learning_rate_of_torch": weights.learning_rate,
         "torch_dtypes": weights.torch_dtypes,
     }
-    ocp.save(path.absolute(), tree, custom_metadata={**metadata, **own})
+    context = ocp.Context()
+    # Weights hardly compress, and its buffers would take as much memory as they do.
+    context.array.saving.use_compression = False
+    with context:
+        ocp.save(path.absolute(), tree, custom_metadata={**metadata, **own})
 
 
 def to_torch(weights: Weights) -> dict[str, np.ndarray]:
@@ -91,7 +95,7 @@ def _load_file(path: Path, name: str | None, *, ema: bool) -> Weights:
     if file.optimizer is not None:
         try:
             moments = torch_port.adam_from_torch(file.optimizer, model)
-        except UserError as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # any nest is possible
             notes.append(f"left the optimizer: {error}")
         else:
             adam, learning_rate = torch_port.adam_to_flax(moments, model), moments.learning_rate
@@ -127,7 +131,8 @@ def _load_orbax(path: Path, name: str | None) -> Weights:
     except Exception as error:  # whatever tensorstore and Orbax raise on bad bytes
         raise UserError(f"{folder} cannot be read ({error}): copy it again") from error
     found, num_classes = torch_port.identify(state_dict, name, source=path)
-    variables = torch_port.to_flax(state_dict, create_model(found, num_classes=num_classes))
+    model = create_model(found, num_classes=num_classes)
+    variables = torch_port.to_flax(state_dict, model, copy=False)
     for moment in (adam.mu, adam.nu) if adam else ():
         if jax.tree.map(np.shape, moment) != jax.tree.map(np.shape, variables["params"]):
             raise UserError(f"{folder} has moments of Adam that do not fit its parameters")

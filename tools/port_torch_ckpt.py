@@ -82,18 +82,22 @@ def port(config: PortConfig) -> dict[str, Any]:
 
     import numpy as np
 
-    from jaxcifar import augment, weights
+    from jaxcifar import augment, torch_files, torch_port, weights
 
     loaded = weights.load(source, model=config.model, ema=config.ema)
-    state_dict = weights.to_torch(loaded)
-    parameters = sum(a.size for key, a in state_dict.items() if key.endswith(("weight", "bias")))
+    tensors = torch_port.torch_view(loaded.variables)
+    given = tensors if source.is_dir() else torch_files.read(source, ema=config.ema).state_dict
+    digests = {key: (a.dtype, _digest(a)) for key, a in given.items()}  # it need not stay in memory
+    dtypes = loaded.torch_dtypes
+    parameters = sum(a.size for key, a in tensors.items() if key.endswith(("weight", "bias")))
     print(
-        f"{source} is {loaded.model} with {loaded.num_classes} classes: {len(state_dict)} tensors,"
+        f"{source} is {loaded.model} with {loaded.num_classes} classes: {len(tensors)} tensors,"
         f" {parameters:,} parameters"
     )
     for note in loaded.notes:
         print(f"  {note}")
-    nonfinite = [key for key, a in state_dict.items() if not np.isfinite(a).all()]
+    del given
+    nonfinite = [key for key, a in tensors.items() if not np.isfinite(a).all()]
     if nonfinite:
         print(f"warning: not all finite: {', '.join(nonfinite)}", file=sys.stderr)
     report = {
@@ -101,7 +105,7 @@ def port(config: PortConfig) -> dict[str, Any]:
         "output": {"path": str(target), "format": target_format},
         "model": loaded.model,
         "num_classes": loaded.num_classes,
-        "tensors": len(state_dict),
+        "tensors": len(tensors),
         "parameters": parameters,
         "adam_steps": None if loaded.adam is None else int(loaded.adam.count),
         "notes": list(loaded.notes),
@@ -112,13 +116,17 @@ def port(config: PortConfig) -> dict[str, Any]:
     info = {"source": report["input"], "normalization": report["normalization"]}
 
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        again, new = loaded, Path(folder) / f"new{target.suffix}"
+        new = Path(folder) / f"new{target.suffix}"
         if not config.dry_run:
-            _write(new, target_format, loaded, state_dict, info)
-            again = weights.load(new)
-        report["bit_identical"] = _check_round_trip(source, again, ema=config.ema)
-        print(f"round trip: {report['bit_identical']} of {len(state_dict)} tensors bit-identical")
-        report["verification"] = _verify(config, again)
+            _write(new, target_format, loaded, info)
+            del loaded, tensors
+            loaded = weights.load(new)
+        back = torch_port.torch_view(loaded.variables)
+        changed = [k for k, (dtype, d) in digests.items() if _digest(back[k].astype(dtype)) != d]
+        if changed or loaded.torch_dtypes != dtypes:
+            raise UserError(f"{', '.join(changed)} came back changed: please report this bug")
+        print(f"round trip: {len(back)} of {len(digests)} tensors bit-identical")
+        report["verification"] = _verify(config, loaded)
         if config.dry_run:
             print("dry run: nothing written")
         else:
@@ -126,7 +134,7 @@ def port(config: PortConfig) -> dict[str, Any]:
                 target.rename(Path(folder) / "old")
             new.rename(target)
             print(f"wrote {target} ({target_format})")
-            if loaded.adam is not None and target_format != "orbax":
+            if report["adam_steps"] is not None and target_format != "orbax":
                 print("  without Adam's moments: only an Orbax checkpoint keeps them")
     if config.report and not config.dry_run:
         Path(config.report).write_text(json.dumps(report, indent=2) + "\n")
@@ -141,38 +149,25 @@ def _format(target: Path) -> str:
     return "safetensors" if target.suffix == ".safetensors" else "orbax"
 
 
-def _write(
-    path: Path, kind: str, loaded: "Weights", state_dict: dict[str, Any], info: dict[str, Any]
-) -> None:
+def _write(path: Path, kind: str, loaded: "Weights", info: dict[str, Any]) -> None:
     from jaxcifar import torch_files, weights
 
     try:
         if kind == "orbax":
             weights.save(path, loaded, info)
         elif kind == "safetensors":
-            torch_files.write_safetensors(path, state_dict, {"model": loaded.model})
+            torch_files.write_safetensors(path, weights.to_torch(loaded), {"model": loaded.model})
         else:
-            torch_files.write_torch(path, state_dict)
+            torch_files.write_torch(path, weights.to_torch(loaded))
     except UserError:
         raise
     except Exception as error:  # a full disk comes as another exception from each library
         raise UserError(f"{path.parent} cannot be written to: {error}") from error
 
 
-def _check_round_trip(source: Path, again: "Weights", *, ema: bool) -> int:
-    """Compares the bits of what was written, on torch's side, with the input's."""
-    from jaxcifar import torch_files, weights
-
-    if source.is_dir():
-        given = weights.to_torch(weights.load(source))
-    else:
-        given = torch_files.read(source, ema=ema).state_dict
-    back = weights.to_torch(again)
-    for key, array in given.items():
-        same = (array.shape, array.dtype) == (back[key].shape, back[key].dtype)
-        if not same or array.tobytes() != back[key].tobytes():
-            raise UserError(f"{key} came back changed; this is a bug, please report it")
-    return len(back)
+def _digest(array: Any) -> str:
+    """A hash of a tensor's shape and bits."""
+    return f"{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
 
 
 def _verify(config: PortConfig, loaded: "Weights") -> dict[str, Any] | None:
