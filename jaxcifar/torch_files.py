@@ -4,6 +4,7 @@ Nothing in a file is ever executed: torch reads with ``weights_only=True``, and 
 refuses is refused. torch and safetensors are imported where they are used.
 """
 
+import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -20,7 +21,14 @@ EMA_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "em
 OPTIMIZER_ENTRIES = ("optimizer", "optimizer_state_dict", "optim", "optimizer_states")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
-
+SAFETENSORS_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+}
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6
 
@@ -118,15 +126,28 @@ def _load_torch(path: Path, *, mmap: bool) -> Any:
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    """Views of the file: what is not used is never read."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, "np"):  # checks the whole header: shapes, offsets, sizes
+            pass
     except SafetensorError as error:
         raise UserError(
             f"{path} is no whole safetensors file ({_first_line(error)}): copy it again"
         ) from error
+    content = np.memmap(path, np.uint8, "r")
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    arrays = {}
+    for key, entry in json.loads(content[8:start].tobytes()).items():
+        if key == "__metadata__":
+            continue
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise UserError(f"{path}: {key} is {entry['dtype']}, which no weight can be made of")
+        first, last = (start + offset for offset in entry["data_offsets"])
+        dtype = SAFETENSORS_DTYPES[entry["dtype"]]
+        arrays[key] = content[first:last].view(dtype).reshape(entry["shape"])
+    return arrays
 
 
 def _unwrap(path: Path, content: Any, *, ema: bool) -> TorchFile:
@@ -160,11 +181,14 @@ def _find(
         if not found:
             break
         others = [name for name in EMA_ENTRIES if isinstance(content.get(name), Mapping)]
-        given = [name for name in OPTIMIZER_ENTRIES if content.get(name)]
+        given = [n for n in OPTIMIZER_ENTRIES if isinstance(content.get(n), Mapping | list)]
         if given and ema:
             notes.append(f"left {given[0]}: it belongs to the weights before averaging")
         elif given:
-            optimizer = _optimizer(content[given[0]])
+            try:
+                optimizer = _optimizer(path, content[given[0]])
+            except UserError as error:
+                notes.append(f"left the optimizer: {error}")
         if others and not ema:
             notes.append(f"left {others[0]}, an average of the weights: --ema takes that")
         notes.append(f"took {found[0]} of {_names(content)}")
@@ -183,7 +207,7 @@ def _is_tensor(value: Any) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "shape")
 
 
-def _optimizer(content: Any) -> dict[str, Any] | None:
+def _optimizer(path: Path, content: Any) -> dict[str, Any] | None:
     """An optimizer's state dict with numpy in the place of tensors."""
     if isinstance(content, list) and len(content) == 1:  # Lightning keeps a list
         content = content[0]
@@ -191,13 +215,13 @@ def _optimizer(content: Any) -> dict[str, Any] | None:
     if not isinstance(states, Mapping):
         return None
 
-    def numpy(value: Any) -> Any:
-        return value.detach().numpy() if _is_tensor(value) else value
-
     return {
         "param_groups": content.get("param_groups"),
         "state": {
-            index: {name: numpy(value) for name, value in state.items()}
+            index: {
+                name: _array(path, str(name), value) if _is_tensor(value) else value
+                for name, value in state.items()
+            }
             for index, state in states.items()
             if isinstance(state, Mapping)
         },
@@ -216,14 +240,18 @@ def _array(path: Path, key: Any, value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
     torch = import_torch()
-    if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-        raise UserError(f"{path}: {key!r} is a {type(value).__name__}, expected a tensor")
+    if not isinstance(key, str):
+        raise UserError(f"{path}: {key!r} is a {type(key).__name__}, expected a text as key")
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         raise UserError(f"{path}: {key} is sparse, quantised or empty: save it as a dense tensor")
     value = value.detach().resolve_conj().resolve_neg()
     if value.dtype == torch.bfloat16:
         return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return value.numpy()
+    try:
+        return value.numpy()
+    except TypeError as error:  # numpy has no such dtype
+        name = str(value.dtype).removeprefix("torch.")
+        raise UserError(f"{path}: {key} is {name}, which no weight can be made of") from error
 
 
 def _tensor(torch: Any, array: np.ndarray) -> Any:
@@ -233,7 +261,7 @@ def _tensor(torch: Any, array: np.ndarray) -> Any:
 
 
 def _names(content: Mapping[Any, Any], most: int = 8) -> str:
-    names = [str(name) for name in list(content)[:most]]
+    names = [n if isinstance(n, str) else type(n).__name__ for n in list(content)[:most]]
     return ", ".join(names) + (", ..." if len(content) > most else "") or "none"
 
 

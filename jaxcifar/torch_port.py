@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -34,6 +35,8 @@ from jaxcifar.models import MODELS, abstract_variables, create_model
 StateDict = Mapping[str, np.ndarray]
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: where torch's axes are in ours
+
+MOST_CLASSES = 100_000  # a tensor of more may take no room in its file and all of it in memory
 
 
 class Leaf(NamedTuple):
@@ -132,6 +135,8 @@ def identify(
     *_, head_bias = keys[nearest]
     given = state_dict.get(head_bias)
     num_classes = given.shape[0] if given is not None and given.ndim == 1 and given.size else 10
+    if num_classes > MOST_CLASSES:
+        raise UserError(f"{source} has {num_classes} classes, at most {MOST_CLASSES} are possible")
     _check(f"{source} {what}", leaves(create_model(nearest, num_classes=num_classes)), state_dict)
     return nearest, num_classes
 
@@ -181,7 +186,7 @@ def to_torch(
         for key, leaf in own.items()
     }
     wanted |= {key: np.dtype(name) for key, name in (dtypes or {}).items()}
-    return {key: _cast(key, given[key], wanted[key]) for key in own}
+    return {key: cast(key, given[key], wanted[key]) for key in own}
 
 
 def torch_view(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -211,7 +216,7 @@ def adam_from_torch(optimizer: Mapping[str, Any], model: nn.Module) -> Adam:
     }.items():  # fmt: skip
         for group in groups:
             theirs = group.get(name, ours)
-            if (tuple(theirs) if name == "betas" else theirs) != ours:
+            if (tuple(theirs) if isinstance(theirs, Sequence) else theirs) != ours:
                 raise UserError(f"the optimizer has {name} {theirs}, training has {ours}")
     indices = [index for group in groups for index in group["params"]]
     if sorted(indices) != list(range(len(keys))) or set(states) != set(indices):
@@ -221,18 +226,21 @@ def adam_from_torch(optimizer: Mapping[str, Any], model: nn.Module) -> Adam:
         )
     if not all({"step", "exp_avg", "exp_avg_sq"} <= set(state) for state in states.values()):
         raise UserError("the optimizer is not Adam: it keeps no step, exp_avg and exp_avg_sq")
-    steps = {int(state["step"]) for state in states.values()}
+    steps = {float(state["step"]) for state in states.values()}
     rates = {float(group["lr"]) for group in groups}
     if len(steps) > 1 or len(rates) > 1:
         raise UserError(
             f"the optimizer's parameters differ in steps {sorted(steps)} or learning rates"
             f" {sorted(rates)}; training has one of each"
         )
+    step = int(steps.pop())
+    if not 0 <= step < 2**31:
+        raise UserError(f"the optimizer has done {step} steps, which is out of range")
     exp_avg, exp_avg_sq = (
         {key: states[index][name] for index, key in enumerate(keys)}
         for name in ("exp_avg", "exp_avg_sq")
     )
-    adam = Adam(steps.pop(), rates.pop(), exp_avg, exp_avg_sq)
+    adam = Adam(step, rates.pop(), exp_avg, exp_avg_sq)
     adam_to_flax(adam, model)  # checks the shapes
     return adam
 
@@ -258,6 +266,32 @@ def _key(path: tuple[str, ...]) -> str:
     return ".".join([*module, TORCH_NAMES.get(name, name)])
 
 
+def cast(key: str, array: np.ndarray, dtype: np.dtype, *, copy: bool = True) -> np.ndarray:
+    """The same values in ``dtype``, C-contiguous.
+
+    Raises:
+      UserError: there are none; it names the ``key``.
+    """
+    floats = [jnp.issubdtype(kind, np.floating) for kind in (array.dtype, dtype)]
+    with np.errstate(all="ignore"):  # what overflows is not exact
+        if floats[0] != floats[1] or array.dtype.kind == "c":
+            exact = False
+        elif array.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
+            # By definition; astype would forget a NaN's payload, on the way back, too.
+            wide = array.view(np.uint16).astype(np.uint32, order="C")
+            return (wide << 16).view(np.float32)
+        elif array.dtype == np.float32 and dtype == ml_dtypes.bfloat16:
+            bits = array.view(np.uint32)
+            result = (bits >> 16).astype(np.uint16, order="C").view(dtype)
+            exact = not (bits & 0xFFFF).any()
+        else:
+            result = array.astype(dtype, order="C", copy=copy)
+            exact = array.dtype == dtype or bool(np.all((result == array) | (result != result)))
+    if not exact:
+        raise UserError(f"{key} is {array.dtype} and cannot become {dtype} without a change")
+    return result
+
+
 def _check(what: str, own: Mapping[str, Leaf], state_dict: StateDict) -> None:
     missing = {key: leaf.shape for key, leaf in own.items() if key not in state_dict}
     unexpected = {key: value.shape for key, value in state_dict.items() if key not in own}
@@ -279,20 +313,9 @@ def _tree(arrays: Mapping[str, tuple[Leaf, np.ndarray]], *, copy: bool = True) -
     tree = {}
     for key, (leaf, array) in arrays.items():
         ours = array.transpose(np.argsort(TORCH_AXES[array.ndim]))
-        tree[leaf.path] = _cast(key, ours, leaf.dtype, copy=copy)
+        tree[leaf.path] = cast(key, ours, leaf.dtype, copy=copy)
     return unflatten_dict(tree)
 
 
 def _torch_axes(array: np.ndarray) -> np.ndarray:
     return array.transpose(TORCH_AXES[array.ndim]) if array.ndim in TORCH_AXES else array
-
-
-def _cast(key: str, array: np.ndarray, dtype: np.dtype, *, copy: bool = True) -> np.ndarray:
-    """The same values in ``dtype``, C-contiguous."""
-    with np.errstate(all="ignore"):  # what overflows is not exact
-        cast = array.astype(dtype, order="C", copy=copy)
-        exact = array.dtype == dtype or bool(np.all((cast == array) | (cast != cast)))
-    floats = [jnp.issubdtype(kind, np.floating) for kind in (array.dtype, dtype)]
-    if not exact or floats[0] != floats[1]:
-        raise UserError(f"{key} is {array.dtype} and cannot become {dtype} without a change")
-    return cast

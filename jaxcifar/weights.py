@@ -95,7 +95,7 @@ def _load_file(path: Path, name: str | None, *, ema: bool) -> Weights:
     if file.optimizer is not None:
         try:
             moments = torch_port.adam_from_torch(file.optimizer, model)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:  # any nest is possible
+        except (ValueError, TypeError, LookupError, AttributeError) as error:  # of any nest
             notes.append(f"left the optimizer: {error}")
         else:
             adam, learning_rate = torch_port.adam_to_flax(moments, model), moments.learning_rate

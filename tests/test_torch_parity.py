@@ -106,6 +106,7 @@ def test_float32_outputs_equal_torch(name, rng):
     assert {row.name for row in rows} > compare.layers(loaded)
     assert [row for row in rows if row.relative > 1e-4] == []
     assert rows[-1].name == "logits"
+    print(name, "layers", max(row.relative for row in rows), "logits", rows[-1].relative)
     assert rows[-1].relative <= 2e-5
 
 
@@ -165,6 +166,7 @@ def test_float32_gradients_equal_torch(name, rng):
         module, state, batch, pixels, labels
     )
     assert our_loss == pytest.approx(loss, rel=1e-5)
+    print(name, "gradients", worst(our_grads, grads))
     assert worst(our_grads, grads).relative <= 1e-4, worst(our_grads, grads)
     assert worst(our_stats, stats).relative <= 1e-4, worst(our_stats, stats)
 
@@ -249,6 +251,7 @@ def test_twenty_float64_training_steps_equal_torch(name, dropout, rng):
         }
         ours = state.opt_state[0]
         assert ours.count == STEPS
+        print(name, dropout, "parameters", worst(state.params, params))
         for mine, theirs in (
             (state.params, params),
             (state.batch_stats, stats),

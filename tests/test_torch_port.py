@@ -231,7 +231,7 @@ def test_a_state_that_does_not_fit_is_refused():
     sgd["state"] = {index: {"momentum_buffer": None} for index in sgd["state"]}
     for optimizer, message in (
         (missing, "a state for 31 of 32 parameters"),
-        (uneven, r"differ in steps \[5, 6\]"),
+        (uneven, r"differ in steps \[5.0, 6.0\]"),
         (sgd, "is not Adam"),
         ({"state": {}}, "no param_groups"),
         (optimizer_state(create_model("vgg16_bn")), "the model has"),

@@ -26,8 +26,8 @@ class Row(NamedTuple):
       name: torch's name of the module, or ``logits``.
       kind: torch's class.
       shape: torch's shape, without the batch.
-      largest: absolute value in torch's output.
-      difference: the largest absolute one; infinite if the shapes differ or NaNs do not match.
+      largest: finite absolute value in torch's output.
+      difference: the largest absolute one; infinite if shapes, NaNs or infinities differ.
       tolerance: what ``relative`` may be.
     """
 
@@ -41,7 +41,9 @@ class Row(NamedTuple):
     @property
     def relative(self) -> float:
         """The difference over the largest value."""
-        return self.difference / self.largest if self.difference else 0.0
+        if not self.difference or not self.largest:
+            return np.inf if self.difference else 0.0
+        return self.difference / self.largest
 
     @property
     def equal(self) -> bool:
@@ -116,6 +118,8 @@ def table(rows: list[Row]) -> str:
 
 
 def _build(against: str) -> Any:
+    import torch
+
     file, _, name = against.rpartition(":")
     if not file or not Path(file).is_file():
         raise UserError(f"--against {against}: expected FILE.py:NAME of an existing file")
@@ -124,12 +128,13 @@ def _build(against: str) -> Any:
     assert spec.loader is not None
     source = importlib.util.module_from_spec(spec)
     sys.path.append(str(Path(file).absolute().parent))  # for what it imports from beside it
+    sys.modules[spec.name] = source  # for its dataclasses
     try:
         spec.loader.exec_module(source)
         module = getattr(source, name)()
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise UserError(f"--against {against}: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "load_state_dict"):
+    if not isinstance(module, torch.nn.Module):
         raise UserError(f"--against {against}: {name}() gives a {type(module).__name__}, no module")
     return module
 
@@ -171,7 +176,7 @@ def _torch_outputs(module: Any, images: np.ndarray) -> list[tuple[str, str, np.n
     try:
         with torch.no_grad():
             module(torch.from_numpy(np.ascontiguousarray(_channels_first(images))))
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise UserError(f"torch's model fails: {type(error).__name__}: {error}") from error
     finally:
         for handle in handles:
@@ -181,11 +186,11 @@ def _torch_outputs(module: Any, images: np.ndarray) -> list[tuple[str, str, np.n
 
 def _row(name: str, kind: str, ours: np.ndarray, theirs: np.ndarray) -> Row:
     tolerance = LOGITS_TOLERANCE if name == LOGITS else LAYER_TOLERANCE
+    finite = np.isfinite(theirs)
+    largest = float(np.max(np.abs(theirs), where=finite, initial=0))
     difference = np.inf
-    if ours.shape == theirs.shape and np.array_equal(np.isnan(ours), np.isnan(theirs)):
-        same = (ours == theirs) | np.isnan(ours)  # infinities may match, too
-        difference = float(np.max(np.abs(ours - theirs), where=~same, initial=0))
-    largest = float(np.max(np.abs(theirs), where=~np.isnan(theirs), initial=0))
+    if ours.shape == theirs.shape and np.array_equal(ours[~finite], theirs[~finite], True):
+        difference = float(np.max(np.abs(ours[finite] - theirs[finite]), initial=0))
     return Row(name, kind, theirs.shape[1:], largest, difference, tolerance)
 
 

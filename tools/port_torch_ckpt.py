@@ -72,13 +72,16 @@ def port(config: PortConfig) -> dict[str, Any]:
     """
     source, target = Path(config.input), Path(config.output)
     target_format = config.to or _format(target)
-    for path in filter(None, (config.output, config.report)):
+    outputs = [target] if config.report is None else [target, Path(config.report)]
+    for path in outputs:
         if os.path.lexists(path) and not (config.force or config.dry_run):
             raise UserError(f"{path} exists already: choose another name, or --force to replace it")
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {target.absolute().parent}: make it first")
-    if source.exists() and target.exists() and source.samefile(target):
-        raise UserError(f"{target} is the input itself: choose another name")
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"there is no folder {path.absolute().parent}: make it first")
+        if source.exists() and source.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"{path} is the input itself, or around it: choose another name")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise UserError(f"{target} cannot be the output and the report: choose another name")
 
     import numpy as np
 
@@ -122,7 +125,11 @@ def port(config: PortConfig) -> dict[str, Any]:
             del loaded, tensors
             loaded = weights.load(new)
         back = torch_port.torch_view(loaded.variables)
-        changed = [k for k, (dtype, d) in digests.items() if _digest(back[k].astype(dtype)) != d]
+        changed = [
+            key
+            for key, (dtype, digest) in digests.items()
+            if _digest(torch_port.cast(key, back[key], dtype)) != digest
+        ]
         if changed or loaded.torch_dtypes != dtypes:
             raise UserError(f"{', '.join(changed)} came back changed: please report this bug")
         print(f"round trip: {len(back)} of {len(digests)} tensors bit-identical")
@@ -137,7 +144,7 @@ def port(config: PortConfig) -> dict[str, Any]:
             if report["adam_steps"] is not None and target_format != "orbax":
                 print("  without Adam's moments: only an Orbax checkpoint keeps them")
     if config.report and not config.dry_run:
-        Path(config.report).write_text(json.dumps(report, indent=2) + "\n")
+        Path(config.report).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
 
@@ -191,19 +198,19 @@ def _verify(config: PortConfig, loaded: "Weights") -> dict[str, Any] | None:
         images = np.concatenate([images, examples.images[:USER_IMAGES]])
     module = compare.torch_module(loaded, config.against)
     rows = compare.compare(loaded, module, np.asarray(normalize(images)))
-    print(compare.table(rows))
     names = {row.name for row in rows}
+    if compare.LOGITS not in names:
+        raise UserError("torch's model gives no single tensor of logits: nothing was written")
+    print(compare.table(rows))
     unseen = compare.layers(loaded) - names
-    if unseen or compare.LOGITS not in names:
+    if unseen:
         print(f"not compared, as torch does not call them as layers: {', '.join(sorted(unseen))}")
     bad = [row for row in rows if not row.equal]
-    if bad or compare.LOGITS not in names:
-        worst = max(bad, key=lambda row: row.relative, default=None)
+    if bad:
+        worst = max(bad, key=lambda row: row.relative)
         raise UserError(
             f"{len(bad)} of {len(rows)} outputs differ from torch's, first {bad[0].name}, most"
             f" {worst.name} by {worst.relative:.1e} of its largest value: nothing was written"
-            if worst
-            else "torch gives no single tensor of logits: nothing was written"
         )
     print(
         f"verified against {config.against or 'torch'} on {len(images)} images: {len(rows) - 1}"
