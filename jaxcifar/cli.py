@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_type_hints
 
 from jaxcifar.config import REQUIRED, choices, flag, fraction, required
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, one_line
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,8 +62,7 @@ def run(main: Callable[[Sequence[str] | None], object], *, prog: str) -> NoRetur
     try:
         main(None)
     except (UserError, OSError) as error:
-        text = " ".join(str(error).split())  # one line, whatever a library put into it
-        print(f"{prog}: error: {text}", file=sys.stderr)
+        print(f"{prog}: error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))

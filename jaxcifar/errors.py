@@ -8,4 +8,9 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))  # one line, whatever a library put into it
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """The text in one line that a terminal can show, whatever a library or a file put into it."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

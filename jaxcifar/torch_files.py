@@ -6,15 +6,16 @@ refuses is refused. torch and safetensors are imported where they are used.
 
 import json
 import re
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, one_line
 
 STATE_DICT_ENTRIES = ("state_dict", "model_state_dict", "model", "net")
 EMA_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
@@ -110,7 +111,12 @@ def _load_torch(path: Path, *, mmap: bool) -> Any:
             with zipfile.ZipFile(path) as archive:
                 if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
                     raise UserError(f"{path} is a compressed zip, which torch.save never writes")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+                if wrong := archive.testzip():  # torch looks at no checksum
+                    raise UserError(
+                        f"{path} is damaged: {wrong} has another checksum: copy it again"
+                    )
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UserError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise many kinds on bad bytes
@@ -195,8 +201,8 @@ def _find(
         content, averaged = content[found[0]], averaged or ema
     strangers = [key for key, value in content.items() if not _is_tensor(value)]
     if len(strangers) < len(content):
-        value = content[strangers[0]]
-        raise UserError(f"{path}: {strangers[0]!r} is a {type(value).__name__}, expected a tensor")
+        kind = type(content[strangers[0]]).__name__
+        raise UserError(f"{path}: {_names(strangers[:1])!r} is a {kind}, expected a tensor")
     raise UserError(
         f"{path} holds no {'EMA ' if ema else ''}state dict: its entries are {_names(content)},"
         f" expected one of {', '.join(EMA_ENTRIES if ema else STATE_DICT_ENTRIES)}"
@@ -241,7 +247,7 @@ def _array(path: Path, key: Any, value: Any) -> np.ndarray:
         return value
     torch = import_torch()
     if not isinstance(key, str):
-        raise UserError(f"{path}: {key!r} is a {type(key).__name__}, expected a text as key")
+        raise UserError(f"{path}: a key is a {type(key).__name__}, expected a text")
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         raise UserError(f"{path}: {key} is sparse, quantised or empty: save it as a dense tensor")
     value = value.detach().resolve_conj().resolve_neg()
@@ -260,9 +266,9 @@ def _tensor(torch: Any, array: np.ndarray) -> Any:
     return torch.from_numpy(array)
 
 
-def _names(content: Mapping[Any, Any], most: int = 8) -> str:
-    names = [n if isinstance(n, str) else type(n).__name__ for n in list(content)[:most]]
-    return ", ".join(names) + (", ..." if len(content) > most else "") or "none"
+def _names(keys: Iterable[Any], most: int = 8) -> str:
+    names = [one_line(key) if isinstance(key, str) else type(key).__name__ for key in keys]
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "") or "none"
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ last name and the order of its axes are translated:
 Keys and leaves are a bijection, checked against the model before anything is mapped.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -233,14 +234,16 @@ def adam_from_torch(optimizer: Mapping[str, Any], model: nn.Module) -> Adam:
             f"the optimizer's parameters differ in steps {sorted(steps)} or learning rates"
             f" {sorted(rates)}; training has one of each"
         )
-    step = int(steps.pop())
-    if not 0 <= step < 2**31:
-        raise UserError(f"the optimizer has done {step} steps, which is out of range")
+    step, rate = steps.pop(), rates.pop()
+    if not (0 <= step < 2**31 and 0 <= rate < math.inf):
+        raise UserError(
+            f"the optimizer has {step} steps and the learning rate {rate}: out of range"
+        )
     exp_avg, exp_avg_sq = (
         {key: states[index][name] for index, key in enumerate(keys)}
         for name in ("exp_avg", "exp_avg_sq")
     )
-    adam = Adam(step, rates.pop(), exp_avg, exp_avg_sq)
+    adam = Adam(int(step), rate, exp_avg, exp_avg_sq)
     adam_to_flax(adam, model)  # checks the shapes
     return adam
 

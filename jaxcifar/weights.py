@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from orbax.checkpoint import v1 as ocp
 
-from jaxcifar import torch_files, torch_port
-from jaxcifar.errors import UserError
+from jaxcifar import checksums, torch_files, torch_port
+from jaxcifar.errors import UserError, one_line
 from jaxcifar.models import create_model
 
 
@@ -78,6 +78,7 @@ def save(path: Path, weights: Weights, metadata: Mapping[str, Any]) -> None:
     context.array.saving.use_compression = False
     with context:
         ocp.save(path.absolute(), tree, custom_metadata={**metadata, **own})
+    checksums.write(path)
 
 
 def to_torch(weights: Weights) -> dict[str, np.ndarray]:
@@ -90,15 +91,21 @@ def _load_file(path: Path, name: str | None, *, ema: bool) -> Weights:
     notes = list(file.notes)
     found, num_classes = torch_port.identify(file.state_dict, name, source=path)
     model = create_model(found, num_classes=num_classes)
-    variables = torch_port.to_flax(file.state_dict, model)
+    try:
+        variables = torch_port.to_flax(file.state_dict, model)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     adam = learning_rate = None
     if file.optimizer is not None:
         try:
             moments = torch_port.adam_from_torch(file.optimizer, model)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:  # of any nest
-            notes.append(f"left the optimizer: {error}")
-        else:
             adam, learning_rate = torch_port.adam_to_flax(moments, model), moments.learning_rate
+        except Exception as error:  # its nest can hold anything, and the weights do not need it
+            what = (
+                str(error) if isinstance(error, UserError) else f"it is malformed ({error!r:.80})"
+            )
+            notes.append(f"left the optimizer: {one_line(what)}")
+        else:
             notes.append(
                 f"took Adam's moments after {moments.step} steps, learning rate {learning_rate:g}"
             )
@@ -110,14 +117,15 @@ def _load_file(path: Path, name: str | None, *, ema: bool) -> Weights:
     }
     if dtypes:
         notes.append(
-            f"widened {len(dtypes)} tensors of {', '.join(sorted(set(dtypes.values())))}"
-            " without a change of value"
+            f"took {len(dtypes)} tensors of {', '.join(sorted(set(dtypes.values())))}"
+            " into the model's dtypes, without a change of value"
         )
     return Weights(found, num_classes, variables, adam, learning_rate, dtypes, tuple(notes))
 
 
 def _load_orbax(path: Path, name: str | None) -> Weights:
     folder = _checkpoint_folder(path)
+    checksums.check(folder)
     try:
         meta = ocp.metadata(folder)
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), meta.metadata)

@@ -30,3 +30,21 @@ def real_cifar10() -> Path:
     if not folder.exists():
         pytest.skip("real CIFAR-10 is not beside the repository")
     return folder
+
+
+def load_few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes every data set forty training and twenty test digits: runs of seconds."""
+    from jaxcifar import data
+
+    digits = data.load("digits")
+    small = data.Dataset(
+        data.Examples(*(a[:40] for a in digits.train)),
+        data.Examples(*(a[:20] for a in digits.test)),
+        digits.class_names,
+    )
+    monkeypatch.setattr(data, "load", lambda name, data_dir=None: small)
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_few_digits(monkeypatch)

@@ -26,7 +26,7 @@ from torch_models import create_torch_model  # noqa: E402
 from jaxcifar.weights import Weights  # noqa: E402
 from tests import torch_reference  # noqa: E402
 
-BATCH, STEPS, DECAY_STEPS = 16, 20, 10
+BATCH, STEPS, DECAY_STEPS = 8, 20, 10
 LEARNING_RATE = 1e-5  # docs/from_pytorch.md says why not 1e-3
 KEY = jax.random.key(7)
 

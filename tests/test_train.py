@@ -13,23 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcifar import checkpoint, data, logs
+from jaxcifar import checkpoint, logs
 from jaxcifar.config import TrainConfig
 from jaxcifar.errors import UserError
 from jaxcifar.steps import Metrics
 from jaxcifar.train import train_and_evaluate
 
-
-@pytest.fixture(autouse=True)
-def few_digits(monkeypatch):
-    """Forty training and twenty test digits: runs of seconds."""
-    digits = data.load("digits")
-    small = data.Dataset(
-        data.Examples(*(a[:40] for a in digits.train)),
-        data.Examples(*(a[:20] for a in digits.test)),
-        digits.class_names,
-    )
-    monkeypatch.setattr(data, "load", lambda name, data_dir=None: small)
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 def config(workdir, **changes):

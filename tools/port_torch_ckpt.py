@@ -85,7 +85,7 @@ def port(config: PortConfig) -> dict[str, Any]:
 
     import numpy as np
 
-    from jaxcifar import augment, torch_files, torch_port, weights
+    from jaxcifar import augment, checksums, torch_files, torch_port, weights
 
     loaded = weights.load(source, model=config.model, ema=config.ema)
     tensors = torch_port.torch_view(loaded.variables)
@@ -104,7 +104,10 @@ def port(config: PortConfig) -> dict[str, Any]:
     if nonfinite:
         print(f"warning: not all finite: {', '.join(nonfinite)}", file=sys.stderr)
     report = {
-        "input": {"path": str(source), "sha256": _sha256(source)},
+        "input": {
+            "path": str(source),
+            "sha256": None if source.is_dir() else checksums.sha256(source),
+        },
         "output": {"path": str(target), "format": target_format},
         "model": loaded.model,
         "num_classes": loaded.num_classes,
@@ -137,9 +140,7 @@ def port(config: PortConfig) -> dict[str, Any]:
         if config.dry_run:
             print("dry run: nothing written")
         else:
-            if target.exists():
-                target.rename(Path(folder) / "old")
-            new.rename(target)
+            _replace(target, new, old=Path(folder) / "old")
             print(f"wrote {target} ({target_format})")
             if report["adam_steps"] is not None and target_format != "orbax":
                 print("  without Adam's moments: only an Orbax checkpoint keeps them")
@@ -205,6 +206,8 @@ def _verify(config: PortConfig, loaded: "Weights") -> dict[str, Any] | None:
     unseen = compare.layers(loaded) - names
     if unseen:
         print(f"not compared, as torch does not call them as layers: {', '.join(sorted(unseen))}")
+    if not rows[-1].largest:
+        print("warning: no logit is finite and not 0: this proves little", file=sys.stderr)
     bad = [row for row in rows if not row.equal]
     if bad:
         worst = max(bad, key=lambda row: row.relative)
@@ -225,11 +228,17 @@ def _verify(config: PortConfig, loaded: "Weights") -> dict[str, Any] | None:
     }
 
 
-def _sha256(path: Path) -> str | None:
-    if path.is_dir():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _replace(target: Path, new: Path, *, old: Path) -> None:
+    """Moves ``new`` to ``target``, and what is there to ``old``."""
+    existed = target.exists()
+    if existed:
+        target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        if existed:
+            old.rename(target)
+        raise
 
 
 def _versions() -> dict[str, str]:

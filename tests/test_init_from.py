@@ -1,0 +1,172 @@
+"""Runs that start from given weights."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcifar import evaluate, torch_files, torch_port, train, weights
+from jaxcifar.config import TrainConfig
+from jaxcifar.errors import UserError
+from jaxcifar.models import abstract_variables, create_model
+from jaxcifar.train import train_and_evaluate
+from tests.conftest import load_few_digits
+
+pytestmark = pytest.mark.usefixtures("few_digits")
+STEPS = 5
+
+
+def config(workdir, **changes):
+    options = {"model": "resnet50_layer4", "dataset": "digits", "batch_size": 8}
+    return TrainConfig(workdir=str(workdir), **{**options, **changes})
+
+
+def assert_same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run; what it leaves is the source of others."""
+    with pytest.MonkeyPatch.context() as patch:
+        load_few_digits(patch)
+        return train_and_evaluate(config(tmp_path_factory.mktemp("first") / "run"))
+
+
+def torch_optimizer(adam, model, learning_rate):
+    """Adam's state as ``torch.optim.Adam.state_dict`` has it."""
+    import torch
+
+    mu, nu = (torch_port.torch_view({"params": moment}) for moment in (adam.mu, adam.nu))
+    keys = [key for key, leaf in torch_port.leaves(model).items() if leaf.path[0] == "params"]
+    state = {
+        index: {
+            "step": torch.tensor(float(adam.count)),
+            "exp_avg": torch.tensor(mu[key]),
+            "exp_avg_sq": torch.tensor(nu[key]),
+        }
+        for index, key in enumerate(keys)
+    }
+    group = {"lr": learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "params": list(state)}
+    return {"state": state, "param_groups": [group]}
+
+
+def test_every_source_starts_the_same_run(run, tmp_path, capsys):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    loaded = weights.load(run.workdir)
+    assert loaded.adam.count == STEPS
+    assert_same(loaded.variables["params"], run.state.params)
+    weights.save(tmp_path / "ported", loaded, {})
+    tensors = {key: torch.from_numpy(array) for key, array in weights.to_torch(loaded).items()}
+    optimizer = torch_optimizer(loaded.adam, loaded.build(), 1e-3)
+    torch.save({"model": tensors, "optimizer": optimizer}, tmp_path / "torch.ckpt")
+
+    states = []
+    for source in (run.workdir, tmp_path / "ported", tmp_path / "torch.ckpt"):
+        history = train_and_evaluate(config(tmp_path / f"of {source.name}", init_from=str(source)))
+        states.append(history.state)
+        assert history.records[0]["learning_rate"] == pytest.approx(1e-3)
+    assert "took Adam's moments after 5 steps, learning rate 0.001" in capsys.readouterr().err
+    for state in states:
+        assert state.step == STEPS  # a new run
+        assert state.opt_state[0].count == 2 * STEPS  # whose Adam goes on
+        assert_same(state.params, states[0].params)
+        assert_same(state.batch_stats, states[0].batch_stats)
+
+
+def test_weights_alone_start_a_fresh_adam(run, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    torch_files.write_safetensors(path, weights.to_torch(weights.load(run.workdir)), {})
+    options = {"init_from": str(path), "learning_rate": 1e-30}  # too small to move anything
+    started = train_and_evaluate(config(tmp_path / "started", **options)).state
+    assert_same(started.params, run.state.params)
+    assert started.opt_state[0].count == STEPS
+    counts = torch_port.torch_view({"batch_stats": started.batch_stats})
+    assert counts["layer1.1.num_batches_tracked"] == 2 * STEPS
+
+
+def test_a_learning_rate_is_taken_from_torch_unless_given(tmp_path):
+    theirs = weights.Weights("vgg16", 10, {}, None, 3e-4, {}, ())
+    alone = theirs._replace(learning_rate=None)
+    for given, initial, expected in (
+        (None, None, 1e-3),
+        (None, alone, 1e-3),
+        (None, theirs, 3e-4),
+        (1e-5, theirs, 1e-5),
+    ):
+        started = TrainConfig(learning_rate=given)
+        assert train._learning_rate(started, tmp_path, initial) == expected
+    saved = TrainConfig(learning_rate=3e-4)
+    (tmp_path / "config.json").write_text(saved.to_json())
+    resumed = TrainConfig(resume=True, workdir=str(tmp_path))
+    assert train._learning_rate(resumed, tmp_path, None) == 3e-4
+
+
+def test_a_resumed_run_does_not_read_them_again(run, tmp_path):
+    source = shutil.copytree(run.workdir, tmp_path / "source")
+    begun = train_and_evaluate(config(tmp_path / "run", init_from=str(source)))
+    shutil.rmtree(source)
+    resumed = train_and_evaluate(
+        config(tmp_path / "run", init_from=str(source), resume=True, epochs=2)
+    )
+    assert (begun.state.step, resumed.state.step) == (STEPS, 2 * STEPS)
+
+
+def test_what_does_not_fit_is_refused(run, tmp_path, capsys):
+    source = {"init_from": str(run.workdir)}
+    with pytest.raises(UserError, match="is resnet50_layer4, not vgg16: ask for --model resnet"):
+        train_and_evaluate(config(tmp_path / "a", model="vgg16", **source))
+    loaded = weights.load(run.workdir)
+    head = loaded.variables["params"]["fc"]
+    head["kernel"], head["bias"] = head["kernel"][:, :7], head["bias"][:7]
+    weights.save(tmp_path / "seven", loaded._replace(adam=None, num_classes=7), {})
+    with pytest.raises(UserError, match="seven has 7 classes, digits has 10"):
+        train_and_evaluate(config(tmp_path / "a", init_from=str(tmp_path / "seven")))
+    with pytest.raises(UserError, match="seven has 7 classes, digits has 10"):
+        evaluate.main(["--checkpoint", str(tmp_path / "seven"), "--dataset", "digits"])
+    with pytest.raises(UserError, match="--ema is for torch files"):
+        train_and_evaluate(config(tmp_path / "a", ema=True, **source))
+    with pytest.raises(UserError, match="--ema chooses among the weights of --init-from"):
+        train.main(["--ema"])
+    with pytest.raises(FileNotFoundError):
+        train_and_evaluate(config(tmp_path / "a", init_from=str(tmp_path / "none.ckpt")))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    model = create_model("vgg16")
+    variables = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_variables(model)
+    )
+    weights.save(
+        tmp_path / "ported", weights.Weights("vgg16", 10, variables, None, None, {}, ()), {}
+    )
+    assert weights.load(tmp_path / "ported").model == "vgg16"
+    file = max((tmp_path / "ported").rglob("*"), key=lambda path: path.stat().st_size)
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    elif damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(UserError, match=f"{file.name} is damaged or missing: copy the whole"):
+        weights.load(tmp_path / "ported")
+
+
+def test_evaluate_prints_what_training_printed(run, capsys):
+    printed = f"Accuracy of the model on the test images: {100 * run.test_accuracy:.2f} %"
+    capsys.readouterr()
+    evaluate.main(["--checkpoint", str(run.workdir), "--dataset", "digits", "--batch-size", "7"])
+    model, accuracy = capsys.readouterr().out.splitlines()
+    assert accuracy == printed
+    assert model.startswith("resnet50_layer4, loss ")
+    assert model.endswith(" on 20 test images")
+
+
+def test_the_configuration_remembers_where_it_started():
+    options = {"init_from": "a.ckpt", "ema": True, "learning_rate": None}
+    config = TrainConfig(**options)
+    assert {name: dataclasses.asdict(config)[name] for name in options} == options
