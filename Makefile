@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 MODEL ?= resnet50_layer4
 BIN := $(VENV)/bin
 
-.PHONY: train test test-fast lint clean
+.PHONY: train torch test test-fast lint clean
 
 # Trains on scikit-learn's digits, the offline stand-in for CIFAR-10, and prints the accuracy.
 train: $(VENV)/.core
@@ -15,6 +15,10 @@ train: $(VENV)/.core
 
 # Thirteen layers without batch norm start slowly at 0.001 and on few steps an epoch.
 DIGITS_vgg16 := --batch-size 32 --learning-rate 3e-4
+
+# What the port needs to read torch's files and to compare; training does not.
+torch: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet $(TORCH)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -99,7 +99,7 @@ def import_torch() -> Any:
         import torch
     except ImportError as error:
         raise UserError(
-            "torch files need torch: pip install 'jaxcifar[torch]', or give a .safetensors file"
+            "torch files need torch: make torch, or pip install torch, or give a .safetensors file"
         ) from error
     return torch
 

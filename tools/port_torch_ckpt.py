@@ -72,16 +72,7 @@ def port(config: PortConfig) -> dict[str, Any]:
     """
     source, target = Path(config.input), Path(config.output)
     target_format = config.to or _format(target)
-    outputs = [target] if config.report is None else [target, Path(config.report)]
-    for path in outputs:
-        if os.path.lexists(path) and not (config.force or config.dry_run):
-            raise UserError(f"{path} exists already: choose another name, or --force to replace it")
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"there is no folder {path.absolute().parent}: make it first")
-        if source.exists() and source.resolve().is_relative_to(path.resolve()):
-            raise UserError(f"{path} is the input itself, or around it: choose another name")
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise UserError(f"{target} cannot be the output and the report: choose another name")
+    _check_places(config)
 
     import numpy as np
 
@@ -149,6 +140,21 @@ def port(config: PortConfig) -> dict[str, Any]:
     return report
 
 
+def _check_places(config: PortConfig) -> None:
+    """Refuses to write over something, or nowhere, before any work is done."""
+    source, output = Path(config.input), Path(config.output)
+    outputs = [output] if config.report is None else [output, Path(config.report)]
+    for path in outputs:
+        if os.path.lexists(path) and not (config.force or config.dry_run):
+            raise UserError(f"{path} exists already: choose another name, or --force to replace it")
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"there is no folder {path.absolute().parent}: make it first")
+        if source.exists() and source.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"{path} is the input itself, or around it: choose another name")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise UserError(f"{output} cannot be the output and the report: choose another name")
+
+
 def _format(target: Path) -> str:
     from jaxcifar.torch_files import TORCH_SUFFIXES
 
@@ -183,7 +189,7 @@ def _verify(config: PortConfig, loaded: "Weights") -> dict[str, Any] | None:
         return None
     if importlib.util.find_spec("torch") is None:
         if config.against:
-            raise UserError("--against needs torch: pip install 'jaxcifar[torch]'")
+            raise UserError("--against needs torch: make torch, or pip install torch")
         print("not verified against torch, which is not installed")
         return None
 
