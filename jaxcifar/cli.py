@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_type_hints
 
-from jaxcifar.config import REQUIRED, choices, flag, fraction, required
+from jaxcifar.config import REQUIRED, choices, flag, fraction, without_none
 from jaxcifar.errors import UserError, one_line
 
 
@@ -35,9 +35,9 @@ def parse(config_type: type, argv: Sequence[str] | None, *, prog: str, descripti
     )
     hints = get_type_hints(config_type)
     for field in dataclasses.fields(config_type):
-        hint, text = required(hints[field.name]), field.metadata["help"].replace("%", "%%")
+        hint, text = without_none(hints[field.name]), field.metadata["help"].replace("%", "%%")
         if hint is bool:  # a flag for what is not the default
-            name = f"--no-{field.name}" if field.default else flag(field.name)
+            name = flag(f"no_{field.name}" if field.default else field.name)
             action = "store_false" if field.default else "store_true"
             parser.add_argument(name, dest=field.name, action=action, help=text)
             continue
@@ -48,7 +48,7 @@ def parse(config_type: type, argv: Sequence[str] | None, *, prog: str, descripti
         if hint in (int, float):
             options = {"type": int if hint is int else fraction, "metavar": "N"}
         elif not options:
-            options = {"metavar": "PATH"}
+            options = {"metavar": field.metadata["metavar"]}
         if field.metadata["positional"]:
             parser.add_argument(field.name, help=text, **{**options, "metavar": field.name.upper()})
         else:

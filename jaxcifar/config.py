@@ -22,7 +22,14 @@ MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 REQUIRED: Any = dataclasses.MISSING
 
 
-def option(default: Any, help: str, *, may_change: bool = False, positional: bool = False) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    may_change: bool = False,
+    positional: bool = False,
+    metavar: str = "PATH",
+) -> Any:
     """A field with its help.
 
     Args:
@@ -30,8 +37,14 @@ def option(default: Any, help: str, *, may_change: bool = False, positional: boo
       help: shown by ``--help``.
       may_change: a resumed run may set it anew.
       positional: given by its place on the command line, without a flag.
+      metavar: what ``--help`` calls the value of a text.
     """
-    metadata = {"help": help, "may_change": may_change, "positional": positional}
+    metadata = {
+        "help": help,
+        "may_change": may_change,
+        "positional": positional,
+        "metavar": metavar,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -111,7 +124,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value, hint = getattr(self, field.name), required(hints[field.name])
+            value, hint = getattr(self, field.name), without_none(hints[field.name])
             if hint is float and type(value) is int:
                 object.__setattr__(self, field.name, float(value))
             elif value is None and hint is not hints[field.name]:
@@ -183,7 +196,7 @@ def choices(hint: Any) -> tuple[str, ...]:
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
-def required(hint: Any) -> Any:
+def without_none(hint: Any) -> Any:
     """The type of a field that may be None, without the None."""
     if get_origin(hint) not in (Union, UnionType):
         return hint

@@ -24,7 +24,9 @@ class EvaluateConfig:
         "a run's folder, a ported checkpoint, a torch .ckpt/.pt/.pth or a .safetensors file",
     )
     ema: bool = option(False, "of a torch file, take the exponential moving average")
-    dataset: DatasetName = option("cifar10", "whose test images")
+    dataset: DatasetName | None = option(
+        None, "whose test images (default: what the run was trained on, else cifar10)"
+    )
     data_dir: str | None = option(None, "where the data is, as for jaxcifar.train")
     batch_size: int = option(500, "images at a time; it does not change the result")
 
@@ -70,16 +72,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded = weights.load(config.checkpoint, ema=config.ema)
     for note in loaded.notes:
         print(f"{config.checkpoint}: {note}", file=sys.stderr)
-    dataset = data.load(config.dataset, config.data_dir)
+    name = config.dataset or loaded.dataset or "cifar10"
+    dataset = data.load(name, config.data_dir)
     if loaded.num_classes != len(dataset.class_names):
         raise UserError(
-            f"{config.checkpoint} has {loaded.num_classes} classes, {config.dataset} has"
+            f"{config.checkpoint} has {loaded.num_classes} classes, {name} has"
             f" {len(dataset.class_names)}"
         )
     state = state_from(loaded.variables, loaded.build(), optax.identity())
     test = jax.device_put(dataset.test)
     loss, accuracy = evaluate(state, test, batch_size=config.batch_size).means()
-    print(f"{loaded.model}, loss {loss:.4f} on {len(test.labels)} test images")
+    print(f"{loaded.model}, loss {loss:.4f} on {len(test.labels)} test images of {name}")
     print(f"Accuracy of the model on the test images: {100 * accuracy:.2f} %")
 
 

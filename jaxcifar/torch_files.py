@@ -93,14 +93,20 @@ def import_torch() -> Any:
     """Imports torch.
 
     Raises:
-      UserError: it is not installed.
+      UserError: it is not installed, or older than 2.6.
     """
     try:
         import torch
     except ImportError as error:
         raise UserError(
-            "torch files need torch: make torch, or pip install torch, or give a .safetensors file"
+            "torch files need torch 2.6 or newer: make torch, or give a .safetensors file"
         ) from error
+    major, minor = torch.__version__.split(".")[:2]
+    if (int(major), int(minor)) < (
+        2,
+        6,
+    ):  # where weights_only can be made to run code: CVE-2025-32434
+        raise UserError(f"torch {torch.__version__} reads files unsafely: install 2.6 or newer")
     return torch
 
 
@@ -109,11 +115,14 @@ def _load_torch(path: Path, *, mmap: bool) -> Any:
     try:
         if mmap:
             with zipfile.ZipFile(path) as archive:
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    raise UserError(f"{path} is a TorchScript program: save model.state_dict()")
                 if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
                     raise UserError(f"{path} is a compressed zip, which torch.save never writes")
                 if wrong := archive.testzip():  # torch looks at no checksum
                     raise UserError(
-                        f"{path} is damaged: {wrong} has another checksum: copy it again"
+                        f"{path} is damaged: {wrong} does not have its checksum (or was saved"
+                        " without): copy it again"
                     )
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -203,9 +212,11 @@ def _find(
     if len(strangers) < len(content):
         kind = type(content[strangers[0]]).__name__
         raise UserError(f"{path}: {_names(strangers[:1])!r} is a {kind}, expected a tensor")
+    averages = [name for name in EMA_ENTRIES if name in content and not ema]
     raise UserError(
         f"{path} holds no {'EMA ' if ema else ''}state dict: its entries are {_names(content)},"
         f" expected one of {', '.join(EMA_ENTRIES if ema else STATE_DICT_ENTRIES)}"
+        + (f"; --ema takes {averages[0]}" if averages else "")
     )
 
 
@@ -213,13 +224,13 @@ def _is_tensor(value: Any) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "shape")
 
 
-def _optimizer(path: Path, content: Any) -> dict[str, Any] | None:
+def _optimizer(path: Path, content: Any) -> dict[str, Any]:
     """An optimizer's state dict with numpy in the place of tensors."""
     if isinstance(content, list) and len(content) == 1:  # Lightning keeps a list
         content = content[0]
     states = content.get("state") if isinstance(content, Mapping) else None
     if not isinstance(states, Mapping):
-        return None
+        raise UserError("it is not the state dict of one optimizer")
 
     return {
         "param_groups": content.get("param_groups"),

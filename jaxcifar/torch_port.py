@@ -1,4 +1,4 @@
-"""The map between a torch state dict and a model's variables, both ways; numpy only.
+"""The map between a torch state dict and a model's variables, both ways; it needs no torch.
 
 It is one rule, because the tree has torch's names. The path of a leaf is its key; only its
 last name and the order of its axes are translated:
@@ -37,6 +37,13 @@ StateDict = Mapping[str, np.ndarray]
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: where torch's axes are in ours
 
+ADAM_SETTINGS = {  # of make_optimizer
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0,
+    "amsgrad": False,
+    "maximize": False,
+}
 MOST_CLASSES = 100_000  # a tensor of more may take no room in its file and all of it in memory
 
 
@@ -80,22 +87,6 @@ class PortError(UserError):
             ),
         ]
         super().__init__(f"{what}: {'; '.join(filter(None, parts))}")
-
-
-class Adam(NamedTuple):
-    """Adam's state, in torch's names and axes.
-
-    Attributes:
-      step: updates done.
-      learning_rate: of the next update.
-      exp_avg: first moment by parameter key.
-      exp_avg_sq: second moment by parameter key.
-    """
-
-    step: int
-    learning_rate: float
-    exp_avg: StateDict
-    exp_avg_sq: StateDict
 
 
 def leaves(model: nn.Module) -> Mapping[str, Leaf]:
@@ -146,7 +137,7 @@ def to_flax(state_dict: StateDict, model: nn.Module, *, copy: bool = True) -> di
     """Maps a state dict to ``{"params": ..., "batch_stats": ...}``.
 
     Args:
-      state_dict: numpy arrays by torch key, any strides.
+      state_dict: arrays by torch key, any strides: numpy, or CPU tensors that numpy can view.
       model: what it has to fit, from ``create_model``.
       copy: False lets a result share its memory with an array that needs no change.
 
@@ -158,6 +149,7 @@ def to_flax(state_dict: StateDict, model: nn.Module, *, copy: bool = True) -> di
       UserError: a value is not exact in the model's dtype.
     """
     own = leaves(model)
+    state_dict = {key: np.asarray(array) for key, array in state_dict.items()}
     _check("not the model's state dict", own, state_dict)
     return _tree({key: (leaf, state_dict[key]) for key, leaf in own.items()}, copy=copy)
 
@@ -197,34 +189,43 @@ def torch_view(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def adam_from_torch(optimizer: Mapping[str, Any], model: nn.Module) -> Adam:
-    """Reads the state dict of a ``torch.optim.Adam`` over all of the model's parameters.
+def adam_to_flax(
+    optimizer: Mapping[str, Any], model: nn.Module
+) -> tuple[optax.ScaleByAdamState, float]:
+    """Maps the state dict of a ``torch.optim.Adam`` over all of the model's parameters.
 
     Args:
       optimizer: ``{"state": {0: {"step", "exp_avg", "exp_avg_sq"}, ...}, "param_groups": [...]}``
         with numpy arrays.
-      model: whose parameters they are, in torch's order.
+      model: whose parameters they are. They are told by ``param_names`` where torch has noted
+        them, else by their place: the optimizer was given ``model.parameters()``.
+
+    Returns:
+      Moments and count, and the learning rate of the next update.
 
     Raises:
-      UserError: it is not Adam with the defaults that training uses, or does not fit.
+      UserError: it is not Adam with the settings that training uses, or does not fit.
     """
-    keys = [key for key, leaf in leaves(model).items() if leaf.path[0] == "params"]
+    own = {key: leaf for key, leaf in leaves(model).items() if leaf.path[0] == "params"}
     groups, states = optimizer.get("param_groups"), optimizer.get("state")
     if not isinstance(groups, Sequence) or not isinstance(states, Mapping) or not groups:
         raise UserError("the optimizer's state has no param_groups or no state")
-    for name, ours in {
-        "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False,
-    }.items():  # fmt: skip
+    for name, ours in ADAM_SETTINGS.items():
         for group in groups:
             theirs = group.get(name, ours)
             if (tuple(theirs) if isinstance(theirs, Sequence) else theirs) != ours:
                 raise UserError(f"the optimizer has {name} {theirs}, training has {ours}")
     indices = [index for group in groups for index in group["params"]]
-    if sorted(indices) != list(range(len(keys))) or set(states) != set(indices):
+    names = [name for group in groups for name in group.get("param_names", ())]
+    if len(indices) != len(own) or set(states) != set(indices):
         raise UserError(
             f"the optimizer has a state for {len(states)} of {len(indices)} parameters, the"
-            f" model has {len(keys)}"
+            f" model has {len(own)}"
         )
+    if set(names) != own.keys():
+        names = list(own)
+        if indices != list(range(len(own))):
+            raise UserError("the optimizer does not have its parameters in the model's order")
     if not all({"step", "exp_avg", "exp_avg_sq"} <= set(state) for state in states.values()):
         raise UserError("the optimizer is not Adam: it keeps no step, exp_avg and exp_avg_sq")
     steps = {float(state["step"]) for state in states.values()}
@@ -239,29 +240,16 @@ def adam_from_torch(optimizer: Mapping[str, Any], model: nn.Module) -> Adam:
         raise UserError(
             f"the optimizer has {step} steps and the learning rate {rate}: out of range"
         )
-    exp_avg, exp_avg_sq = (
-        {key: states[index][name] for index, key in enumerate(keys)}
-        for name in ("exp_avg", "exp_avg_sq")
-    )
-    adam = Adam(int(step), rate, exp_avg, exp_avg_sq)
-    adam_to_flax(adam, model)  # checks the shapes
-    return adam
-
-
-def adam_to_flax(adam: Adam, model: nn.Module) -> optax.ScaleByAdamState:
-    """Maps Adam's moments by the rule of the parameters.
-
-    Raises:
-      PortError: the moments do not fit the model's parameters.
-    """
-    own = {key: leaf for key, leaf in leaves(model).items() if leaf.path[0] == "params"}
-    for moment in (adam.exp_avg, adam.exp_avg_sq):
-        _check("not Adam's moments of the model", own, moment)
     mu, nu = (
-        _tree({key: (leaf, moment[key]) for key, leaf in own.items()})["params"]
-        for moment in (adam.exp_avg, adam.exp_avg_sq)
+        _moment({name: states[i][which] for name, i in zip(names, indices, strict=True)}, own)
+        for which in ("exp_avg", "exp_avg_sq")
     )
-    return optax.ScaleByAdamState(np.asarray(adam.step, np.int32), mu, nu)  # type: ignore[arg-type]
+    return optax.ScaleByAdamState(np.asarray(step, np.int32), mu, nu), rate  # type: ignore[arg-type]
+
+
+def _moment(arrays: StateDict, own: Mapping[str, Leaf]) -> Any:
+    _check("not Adam's moments of the model", own, arrays)
+    return _tree({key: (leaf, arrays[key]) for key, leaf in own.items()})["params"]
 
 
 def _key(path: tuple[str, ...]) -> str:
@@ -291,7 +279,10 @@ def cast(key: str, array: np.ndarray, dtype: np.dtype, *, copy: bool = True) -> 
             result = array.astype(dtype, order="C", copy=copy)
             exact = array.dtype == dtype or bool(np.all((result == array) | (result != result)))
     if not exact:
-        raise UserError(f"{key} is {array.dtype} and cannot become {dtype} without a change")
+        raise UserError(
+            f"{key} is {array.dtype} and cannot become {dtype} without a change: convert it in"
+            " torch, as model.float() does"
+        )
     return result
 
 

@@ -48,8 +48,8 @@ def train_and_evaluate(config: TrainConfig) -> History:
       UserError: the configuration does not fit the data or the folder.
       KeyboardInterrupt: after a signal, with its number as argument.
     """
-    workdir = _prepare_workdir(config)
     initial = _initial_weights(config)
+    workdir = _prepare_workdir(config)
     learning_rate = _learning_rate(config, workdir, initial)
     config = dataclasses.replace(config, learning_rate=learning_rate)
 
@@ -216,7 +216,13 @@ def _learning_rate(config: TrainConfig, workdir: Path, initial: "Weights | None"
     """The one asked for, else that of the run that goes on, or the torch optimizer's, or 0.001."""
     if config.learning_rate is None and config.resume:
         config = TrainConfig.from_json(workdir / CONFIG_FILE)
-    return config.learning_rate or (initial and initial.learning_rate) or 1e-3
+    if config.learning_rate is not None:
+        return config.learning_rate
+    if initial is None or initial.learning_rate is None:
+        return 1e-3
+    if initial.learning_rate == 0:
+        raise UserError(f"{config.init_from} stopped at a learning rate of 0: give --learning-rate")
+    return initial.learning_rate
 
 
 def _write_config(workdir: Path, config: TrainConfig) -> None:

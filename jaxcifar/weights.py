@@ -26,6 +26,7 @@ class Weights(NamedTuple):
       learning_rate: where a torch optimizer stopped, or None.
       torch_dtypes: of torch keys that the source keeps in another dtype than the model does.
       notes: a line for each thing that a user should know of the source.
+      dataset: what a run was trained on, or None.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Weights(NamedTuple):
     learning_rate: float | None
     torch_dtypes: dict[str, str]
     notes: tuple[str, ...]
+    dataset: str | None = None
 
     def build(self) -> nn.Module:
         """The model that they fit, in float32."""
@@ -98,17 +100,14 @@ def _load_file(path: Path, name: str | None, *, ema: bool) -> Weights:
     adam = learning_rate = None
     if file.optimizer is not None:
         try:
-            moments = torch_port.adam_from_torch(file.optimizer, model)
-            adam, learning_rate = torch_port.adam_to_flax(moments, model), moments.learning_rate
-        except Exception as error:  # its nest can hold anything, and the weights do not need it
-            what = (
-                str(error) if isinstance(error, UserError) else f"it is malformed ({error!r:.80})"
-            )
-            notes.append(f"left the optimizer: {one_line(what)}")
-        else:
+            adam, learning_rate = torch_port.adam_to_flax(file.optimizer, model)
             notes.append(
-                f"took Adam's moments after {moments.step} steps, learning rate {learning_rate:g}"
+                f"took Adam's moments after {adam.count} steps, learning rate {learning_rate:g}"
             )
+        except Exception as error:  # its nest can hold anything, and the weights do not need it
+            known = isinstance(error, UserError)
+            what = str(error) if known else f"it is malformed ({error!r:.80})"
+            notes.append(f"left the optimizer: {one_line(what)}")
     usual = {"float32", "int64"}
     dtypes = {
         key: array.dtype.name
@@ -134,8 +133,12 @@ def _load_orbax(path: Path, name: str | None) -> Weights:
         torch_dtypes = {
             key: np.dtype(dtype).name for key, dtype in info.get("torch_dtypes", {}).items()
         }
+        if not {"params", "batch_stats"} <= tree.keys():
+            raise UserError(f"{folder} is of another program: it has no params and batch_stats")
         state_dict = torch_port.torch_view({n: tree[n] for n in ("params", "batch_stats")})
         adam = optax.ScaleByAdamState(**tree["opt_state"][0]) if "opt_state" in tree else None
+    except UserError:
+        raise
     except Exception as error:  # whatever tensorstore and Orbax raise on bad bytes
         raise UserError(f"{folder} cannot be read ({error}): copy it again") from error
     found, num_classes = torch_port.identify(state_dict, name, source=path)
@@ -145,7 +148,14 @@ def _load_orbax(path: Path, name: str | None) -> Weights:
         if jax.tree.map(np.shape, moment) != jax.tree.map(np.shape, variables["params"]):
             raise UserError(f"{folder} has moments of Adam that do not fit its parameters")
     learning_rate = info.get("learning_rate_of_torch")
-    return Weights(found, num_classes, variables, adam, learning_rate, torch_dtypes, ())
+    notes = []
+    if adam:
+        rate = "starts anew" if learning_rate is None else f"{learning_rate:g}"
+        notes.append(f"took Adam's moments after {adam.count} steps, learning rate {rate}")
+    dataset = info.get("dataset")
+    return Weights(
+        found, num_classes, variables, adam, learning_rate, torch_dtypes, tuple(notes), dataset
+    )
 
 
 def _checkpoint_folder(path: Path) -> Path:

@@ -1,6 +1,5 @@
 """Runs that start from given weights."""
 
-import dataclasses
 import shutil
 
 import jax
@@ -60,15 +59,19 @@ def test_every_source_starts_the_same_run(run, tmp_path, capsys):
     assert_same(loaded.variables["params"], run.state.params)
     weights.save(tmp_path / "ported", loaded, {})
     tensors = {key: torch.from_numpy(array) for key, array in weights.to_torch(loaded).items()}
-    optimizer = torch_optimizer(loaded.adam, loaded.build(), 1e-3)
+    optimizer = torch_optimizer(loaded.adam, loaded.build(), 3e-4)
     torch.save({"model": tensors, "optimizer": optimizer}, tmp_path / "torch.ckpt")
 
     states = []
     for source in (run.workdir, tmp_path / "ported", tmp_path / "torch.ckpt"):
-        history = train_and_evaluate(config(tmp_path / f"of {source.name}", init_from=str(source)))
+        given = None if source.suffix == ".ckpt" else 3e-4
+        options = {"init_from": str(source), "learning_rate": given}
+        history = train_and_evaluate(config(tmp_path / f"of {source.name}", **options))
         states.append(history.state)
-        assert history.records[0]["learning_rate"] == pytest.approx(1e-3)
-    assert "took Adam's moments after 5 steps, learning rate 0.001" in capsys.readouterr().err
+        assert history.records[0]["learning_rate"] == pytest.approx(3e-4)
+    notes = capsys.readouterr().err
+    assert "took Adam's moments after 5 steps, learning rate starts anew" in notes
+    assert "took Adam's moments after 5 steps, learning rate 0.0003" in notes
     for state in states:
         assert state.step == STEPS  # a new run
         assert state.opt_state[0].count == 2 * STEPS  # whose Adam goes on
@@ -85,6 +88,8 @@ def test_weights_alone_start_a_fresh_adam(run, tmp_path):
     assert started.opt_state[0].count == STEPS
     counts = torch_port.torch_view({"batch_stats": started.batch_stats})
     assert counts["layer1.1.num_batches_tracked"] == 2 * STEPS
+    saved = TrainConfig.from_json(tmp_path / "started" / "config.json")
+    assert (saved.init_from, saved.learning_rate) == (str(path), 1e-30)
 
 
 def test_a_learning_rate_is_taken_from_torch_unless_given(tmp_path):
@@ -98,6 +103,9 @@ def test_a_learning_rate_is_taken_from_torch_unless_given(tmp_path):
     ):
         started = TrainConfig(learning_rate=given)
         assert train._learning_rate(started, tmp_path, initial) == expected
+    stopped = theirs._replace(learning_rate=0.0)
+    with pytest.raises(UserError, match="a learning rate of 0: give --learning-rate"):
+        train._learning_rate(TrainConfig(init_from="a"), tmp_path, stopped)
     saved = TrainConfig(learning_rate=3e-4)
     (tmp_path / "config.json").write_text(saved.to_json())
     resumed = TrainConfig(resume=True, workdir=str(tmp_path))
@@ -131,7 +139,8 @@ def test_what_does_not_fit_is_refused(run, tmp_path, capsys):
     with pytest.raises(UserError, match="--ema chooses among the weights of --init-from"):
         train.main(["--ema"])
     with pytest.raises(FileNotFoundError):
-        train_and_evaluate(config(tmp_path / "a", init_from=str(tmp_path / "none.ckpt")))
+        train_and_evaluate(config(tmp_path / "b", init_from=str(tmp_path / "none.ckpt")))
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
@@ -159,14 +168,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
 def test_evaluate_prints_what_training_printed(run, capsys):
     printed = f"Accuracy of the model on the test images: {100 * run.test_accuracy:.2f} %"
     capsys.readouterr()
-    evaluate.main(["--checkpoint", str(run.workdir), "--dataset", "digits", "--batch-size", "7"])
+    evaluate.main(["--checkpoint", str(run.workdir), "--batch-size", "7"])
     model, accuracy = capsys.readouterr().out.splitlines()
     assert accuracy == printed
     assert model.startswith("resnet50_layer4, loss ")
-    assert model.endswith(" on 20 test images")
-
-
-def test_the_configuration_remembers_where_it_started():
-    options = {"init_from": "a.ckpt", "ema": True, "learning_rate": None}
-    config = TrainConfig(**options)
-    assert {name: dataclasses.asdict(config)[name] for name in options} == options
+    assert model.endswith(" on 20 test images of digits")

@@ -34,7 +34,9 @@ def run(folder, test):
     [
         pytest.param("torch_port.py", "4: (3, 2, 0, 1)", "4: (3, 2, 1, 0)",
                      f"{OUTPUTS}[vgg16]", id="kernels transposed in height and width"),
-        pytest.param("torch_port.py", "2: (1, 0)", "2: (0, 1)",
+        pytest.param("torch_port.py", "ours = array.transpose(np.argsort(TORCH_AXES[array.ndim]))",
+            "ours = array.transpose(np.argsort(TORCH_AXES[array.ndim]))\n"
+            "        ours = array if array.shape == (512, 512) else ours",
                      f"{OUTPUTS}[vgg16]", id="linear weights not transposed"),
         pytest.param("torch_port.py", '"mean": "running_mean", "var": "running_var"',
                      '"var": "running_mean", "mean": "running_var"',
@@ -68,7 +70,7 @@ def test_a_wrong_program_is_caught(tmp_path, file, right, wrong, test):
     result = run(tmp_path, test)
     assert result.returncode == 1, result.stdout
     assert f"FAILED tests/test_torch_parity.py::{test}" in result.stdout
-    assert re.search(r"^E +(AssertionError|.*PortError)", result.stdout, re.MULTILINE)
+    assert re.search(r"^E +(AssertionError|assert )", result.stdout, re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -197,10 +197,8 @@ def optimizer_state(model, step=5, **group):
 def test_adam_is_ported_by_the_rule_of_its_parameters(name):
     model = create_model(name)
     optimizer = optimizer_state(model)
-    adam = torch_port.adam_from_torch(optimizer, model)
-    assert (adam.step, adam.learning_rate) == (5, 1e-4)
-    state = torch_port.adam_to_flax(adam, model)
-    assert state.count == 5
+    state, learning_rate = torch_port.adam_to_flax(optimizer, model)
+    assert (state.count, learning_rate) == (5, 1e-4)
     moments = torch_port.torch_view({"params": state.mu})
     for index, key in enumerate(key for key in torch_port.leaves(model) if key in moments):
         np.testing.assert_array_equal(moments[key], optimizer["state"][index]["exp_avg"])
@@ -220,7 +218,21 @@ def test_adam_is_ported_by_the_rule_of_its_parameters(name):
 def test_another_adam_is_refused(change, message):
     model = create_model("vgg16")
     with pytest.raises(UserError, match=message):
-        torch_port.adam_from_torch(optimizer_state(model, **change), model)
+        torch_port.adam_to_flax(optimizer_state(model, **change), model)
+
+
+def test_parameters_in_another_order_are_told_by_their_names_or_refused():
+    model = create_model("vgg16")
+    right, _ = torch_port.adam_to_flax(optimizer_state(model), model)
+    names = [key for key, leaf in torch_port.leaves(model).items() if leaf.path[0] == "params"]
+    optimizer = optimizer_state(model)
+    group = optimizer["param_groups"][0]
+    group["params"] = group["params"][::-1]
+    with pytest.raises(UserError, match="does not have its parameters in the model's order"):
+        torch_port.adam_to_flax(optimizer, model)
+    group["param_names"] = names[::-1]
+    named, _ = torch_port.adam_to_flax(optimizer, model)
+    jax.tree.map(np.testing.assert_array_equal, named, right)
 
 
 def test_a_state_that_does_not_fit_is_refused():
@@ -237,7 +249,7 @@ def test_a_state_that_does_not_fit_is_refused():
         (optimizer_state(create_model("vgg16_bn")), "the model has"),
     ):
         with pytest.raises(UserError, match=message):
-            torch_port.adam_from_torch(optimizer, model)
+            torch_port.adam_to_flax(optimizer, model)
 
 
 def test_the_port_needs_no_torch():

@@ -124,8 +124,8 @@ def _build(against: str) -> Any:
     if not file or not Path(file).is_file():
         raise UserError(f"--against {against}: expected FILE.py:NAME of an existing file")
     spec = importlib.util.spec_from_file_location("against", file)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"--against {against}: {file} is no Python file")
     source = importlib.util.module_from_spec(spec)
     sys.path.append(str(Path(file).absolute().parent))  # for what it imports from beside it
     sys.modules[spec.name] = source  # for its dataclasses
@@ -171,7 +171,8 @@ def _torch_outputs(module: Any, images: np.ndarray) -> list[tuple[str, str, np.n
     handles = [
         layer.register_forward_hook(hook(name or LOGITS))
         for name, layer in module.named_modules()
-        if not isinstance(layer, torch.nn.Sequential)  # its output is its last layer's
+        # The output of a Sequential inside is its last layer's.
+        if not name or not isinstance(layer, torch.nn.Sequential)
     ]
     try:
         with torch.no_grad():

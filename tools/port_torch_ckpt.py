@@ -54,14 +54,19 @@ class PortConfig:
         True, "do not run both programs to compare all layers (that needs torch installed)"
     )
     against: str | None = option(
-        None, "FILE.py:NAME, your own torch class, to compare with instead of the built-in one"
+        None,
+        "compare with your own torch class, or function, instead of the built-in one; NAME() has"
+        " to give the module",
+        metavar="FILE.py:NAME",
     )
     data_dir: str | None = option(
-        None, f"compare on the first {USER_IMAGES} CIFAR-10 test images from here, too"
+        None,
+        f"compare on the first {USER_IMAGES} CIFAR-10 test images, too; where the data is, or"
+        " will be downloaded to",
     )
     report: str | None = option(None, "write what was done and measured to this JSON file")
-    dry_run: bool = option(False, "check and compare, and write nothing")
-    force: bool = option(False, "replace an existing OUTPUT")
+    dry_run: bool = option(False, "check and compare, and write nothing but the report")
+    force: bool = option(False, "replace an existing OUTPUT and report")
 
 
 def port(config: PortConfig) -> dict[str, Any]:
@@ -112,12 +117,7 @@ def port(config: PortConfig) -> dict[str, Any]:
     }
     info = {"source": report["input"], "normalization": report["normalization"]}
 
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        new = Path(folder) / f"new{target.suffix}"
-        if not config.dry_run:
-            _write(new, target_format, loaded, info)
-            del loaded, tensors
-            loaded = weights.load(new)
+    def prove(loaded: "Weights") -> None:
         back = torch_port.torch_view(loaded.variables)
         changed = [
             key
@@ -128,14 +128,21 @@ def port(config: PortConfig) -> dict[str, Any]:
             raise UserError(f"{', '.join(changed)} came back changed: please report this bug")
         print(f"round trip: {len(back)} of {len(digests)} tensors bit-identical")
         report["verification"] = _verify(config, loaded)
-        if config.dry_run:
-            print("dry run: nothing written")
-        else:
+
+    if config.dry_run:
+        prove(loaded)
+        print("dry run: nothing written")
+    else:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            new = Path(folder) / f"new{target.suffix}"
+            _write(new, target_format, loaded, info)
+            del loaded, tensors
+            prove(weights.load(new))
             _replace(target, new, old=Path(folder) / "old")
-            print(f"wrote {target} ({target_format})")
-            if report["adam_steps"] is not None and target_format != "orbax":
-                print("  without Adam's moments: only an Orbax checkpoint keeps them")
-    if config.report and not config.dry_run:
+        print(f"wrote {target} ({target_format})")
+        if report["adam_steps"] is not None and target_format != "orbax":
+            print("  without Adam's moments: only an Orbax checkpoint keeps them")
+    if config.report:
         Path(config.report).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
@@ -143,15 +150,20 @@ def port(config: PortConfig) -> dict[str, Any]:
 def _check_places(config: PortConfig) -> None:
     """Refuses to write over something, or nowhere, before any work is done."""
     source, output = Path(config.input), Path(config.output)
-    outputs = [output] if config.report is None else [output, Path(config.report)]
-    for path in outputs:
-        if os.path.lexists(path) and not (config.force or config.dry_run):
-            raise UserError(f"{path} exists already: choose another name, or --force to replace it")
+    report = Path(config.report) if config.report else None
+    for path in [output] if report is None else [output, report]:
         if not path.absolute().parent.is_dir():
             raise UserError(f"there is no folder {path.absolute().parent}: make it first")
         if source.exists() and source.resolve().is_relative_to(path.resolve()):
             raise UserError(f"{path} is the input itself, or around it: choose another name")
-    if len({path.resolve() for path in outputs}) < len(outputs):
+        if not os.path.lexists(path) or (config.dry_run and path == output):
+            continue
+        if not config.force:
+            raise UserError(f"{path} exists already: choose another name, or --force to replace it")
+        replaceable = path == output and (path / "_CHECKPOINT_METADATA").exists()
+        if path.is_dir() and not replaceable:
+            raise UserError(f"{path} is a folder and no checkpoint: choose a name inside it")
+    if report and report.resolve() == output.resolve():
         raise UserError(f"{output} cannot be the output and the report: choose another name")
 
 
@@ -189,7 +201,7 @@ def _verify(config: PortConfig, loaded: "Weights") -> dict[str, Any] | None:
         return None
     if importlib.util.find_spec("torch") is None:
         if config.against:
-            raise UserError("--against needs torch: make torch, or pip install torch")
+            raise UserError("--against needs torch 2.6 or newer: make torch")
         print("not verified against torch, which is not installed")
         return None
 
