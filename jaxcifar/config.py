@@ -115,6 +115,11 @@ class TrainConfig:
         "float32", "what the network computes in; parameters are float32 either way"
     )
     seed: int = option(0, "seeds the weights, the order of the images, crops, flips and dropout")
+    compile_cache: bool = option(
+        True,
+        "do not keep compiled programs in the user's cache folder for the next run",
+        may_change=True,
+    )
     log_every: int = option(100, "steps between two reports of the loss", may_change=True)
     checkpoint_every: int = option(
         0, "steps between two checkpoints, besides one after each epoch (0: none)", may_change=True

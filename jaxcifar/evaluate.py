@@ -66,9 +66,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     import jax
     import optax
 
-    from jaxcifar import data, weights
+    from jaxcifar import compile_cache, data, weights
     from jaxcifar.state import state_from
 
+    compile_cache.enable()
     loaded = weights.load(config.checkpoint, ema=config.ema)
     for note in loaded.notes:
         print(f"{config.checkpoint}: {note}", file=sys.stderr)

@@ -55,10 +55,12 @@ def train_and_evaluate(config: TrainConfig) -> History:
 
     import jax
 
-    from jaxcifar import checkpoint, data, models, state, steps
+    from jaxcifar import checkpoint, compile_cache, data, models, state, steps
     from jaxcifar.evaluate import evaluate
     from jaxcifar.logs import MetricWriter, Progress
 
+    if config.compile_cache:
+        compile_cache.enable()
     dataset = data.load(config.dataset, config.data_dir)
     train, val = data.hold_out(dataset.train, config.val_fraction)
     steps_per_epoch = len(train.labels) // config.batch_size

@@ -131,5 +131,5 @@ def test_help_names_every_option():
         check=True,
     ).stdout
     for field in dataclasses.fields(TrainConfig):
-        assert flag(field.name) in out
+        assert flag(f"no_{field.name}" if field.default is True else field.name) in out
     assert "every 20th epoch" in " ".join(out.split())

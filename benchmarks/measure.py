@@ -1,0 +1,51 @@
+"""Times one task of one program in a process of its own and prints the figures as JSON.
+
+python benchmarks/measure.py jaxcifar train vgg16 float32 --batch-size 100 --steps 5
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+START = time.monotonic() - time.process_time()  # about when the process began
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+
+def main() -> None:
+    """Warms up with two steps, then times each of ``--steps``."""
+    from programs import PROGRAMS
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("program", choices=PROGRAMS)
+    parser.add_argument("task", choices=("train", "evaluate", "epoch"))
+    parser.add_argument("model")
+    parser.add_argument("precision", choices=("float32", "bfloat16"))
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=5)
+    arguments = parser.parse_args()
+
+    run = PROGRAMS[arguments.program](
+        arguments.task, arguments.model, arguments.precision, arguments.batch_size
+    )
+    run(1)
+    first_step = time.monotonic() - START
+    run(1)
+    seconds = []
+    for _ in range(arguments.steps):
+        start = time.perf_counter()
+        run(1)
+        seconds.append(time.perf_counter() - start)
+    figures = {
+        "seconds": seconds,
+        "first_step": first_step,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
