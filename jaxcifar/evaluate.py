@@ -1,7 +1,6 @@
 """Metrics over a whole split: ``python -m jaxcifar.evaluate``, or ``evaluate(state, examples)``."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -71,15 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     compile_cache.enable()
     loaded = weights.load(config.checkpoint, ema=config.ema)
-    for note in loaded.notes:
-        print(f"{config.checkpoint}: {note}", file=sys.stderr)
+    loaded.tell(config.checkpoint)
     name = config.dataset or loaded.dataset or "cifar10"
     dataset = data.load(name, config.data_dir)
-    if loaded.num_classes != len(dataset.class_names):
-        raise UserError(
-            f"{config.checkpoint} has {loaded.num_classes} classes, {name} has"
-            f" {len(dataset.class_names)}"
-        )
+    loaded.require_classes(config.checkpoint, name, len(dataset.class_names))
     state = state_from(loaded.variables, loaded.build(), optax.identity())
     test = jax.device_put(dataset.test)
     loss, accuracy = evaluate(state, test, batch_size=config.batch_size).means()

@@ -151,7 +151,7 @@ def to_flax(state_dict: StateDict, model: nn.Module, *, copy: bool = True) -> di
     own = leaves(model)
     state_dict = {key: np.asarray(array) for key, array in state_dict.items()}
     _check("not the model's state dict", own, state_dict)
-    return _tree({key: (leaf, state_dict[key]) for key, leaf in own.items()}, copy=copy)
+    return _tree(own, state_dict, copy=copy)
 
 
 def to_torch(
@@ -249,7 +249,7 @@ def adam_to_flax(
 
 def _moment(arrays: StateDict, own: Mapping[str, Leaf]) -> Any:
     _check("not Adam's moments of the model", own, arrays)
-    return _tree({key: (leaf, arrays[key]) for key, leaf in own.items()})["params"]
+    return _tree(own, arrays)["params"]
 
 
 def _key(path: tuple[str, ...]) -> str:
@@ -303,9 +303,10 @@ def _list(kind: str, items: Sequence[str], most: int = 4) -> str:
     return f"{len(items)} {kind}: {', '.join(items[:most])}{more}" if items else ""
 
 
-def _tree(arrays: Mapping[str, tuple[Leaf, np.ndarray]], *, copy: bool = True) -> dict[str, Any]:
+def _tree(own: Mapping[str, Leaf], state_dict: StateDict, *, copy: bool = True) -> dict[str, Any]:
     tree = {}
-    for key, (leaf, array) in arrays.items():
+    for key, leaf in own.items():
+        array = state_dict[key]
         ours = array.transpose(np.argsort(TORCH_AXES[array.ndim]))
         tree[leaf.path] = cast(key, ours, leaf.dtype, copy=copy)
     return unflatten_dict(tree)

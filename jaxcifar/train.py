@@ -75,11 +75,8 @@ def train_and_evaluate(config: TrainConfig) -> History:
         dropout_rate=config.dropout_rate,
         dtype=config.precision,
     )
-    if initial and initial.num_classes != len(dataset.class_names):
-        raise UserError(
-            f"{config.init_from} has {initial.num_classes} classes, {config.dataset} has"
-            f" {len(dataset.class_names)}"
-        )
+    if initial:
+        initial.require_classes(str(config.init_from), config.dataset, len(dataset.class_names))
     schedule = state.make_schedule(
         learning_rate,
         decay_rate=config.decay_rate,
@@ -209,8 +206,7 @@ def _initial_weights(config: TrainConfig) -> "Weights | None":
     from jaxcifar import weights
 
     initial = weights.load(config.init_from, model=config.model, ema=config.ema)
-    for note in initial.notes:
-        print(f"{config.init_from}: {note}", file=sys.stderr)
+    initial.tell(config.init_from)
     return initial
 
 

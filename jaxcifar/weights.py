@@ -1,5 +1,6 @@
 """Weights from wherever they are: a run, a ported checkpoint, a torch or safetensors file."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,20 @@ class Weights(NamedTuple):
     torch_dtypes: dict[str, str]
     notes: tuple[str, ...]
     dataset: str | None = None
+
+    def tell(self, source: str) -> None:
+        """Prints the notes, for a command that was given ``source``."""
+        for note in self.notes:
+            print(f"{source}: {note}", file=sys.stderr)
+
+    def require_classes(self, source: str, dataset: str, count: int) -> None:
+        """Checks that they are for as many classes as a data set has.
+
+        Raises:
+          UserError: they are not.
+        """
+        if self.num_classes != count:
+            raise UserError(f"{source} has {self.num_classes} classes, {dataset} has {count}")
 
     def build(self) -> nn.Module:
         """The model that they fit, in float32."""

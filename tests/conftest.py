@@ -1,6 +1,8 @@
 """Settings for all tests: silent broadcasting across ranks is an error."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,6 +32,13 @@ def real_cifar10() -> Path:
     if not folder.exists():
         pytest.skip("real CIFAR-10 is not beside the repository")
     return folder
+
+
+def loaded_by(imports: str, names: tuple[str, ...]) -> list[str]:
+    """Which of these modules a fresh process has loaded after ``import`` of others."""
+    code = f"import sys, {imports}; print(*[m for m in {names} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return out.stdout.split()
 
 
 def load_few_digits(monkeypatch: pytest.MonkeyPatch) -> None:

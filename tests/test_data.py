@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from jaxcifar import data
 from jaxcifar.data import Examples, cifar10, digits
 from jaxcifar.errors import UserError
 from tests import cifar_files
+from tests.conftest import loaded_by
 
 FEATURES = "tensorflow_datasets.core.features."
 
@@ -43,12 +42,7 @@ def test_hold_out_is_fixed_and_disjoint():
 
 
 def test_importing_loads_no_other_framework():
-    code = (
-        "import sys, jaxcifar, jaxcifar.data\n"
-        "print([m for m in ('torch', 'tensorflow', 'sklearn') if m in sys.modules])"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert loaded_by("jaxcifar, jaxcifar.data", ("torch", "tensorflow", "sklearn")) == []
 
 
 def test_bad_names_and_arrays_are_refused(monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from torch_models import create_torch_model
 
-from jaxcifar import weights
+from jaxcifar import torch_port, weights
 from jaxcifar.errors import UserError
 
 # Of the largest value in torch's output: float32 on CPU, sums in another order.
@@ -63,17 +63,13 @@ def torch_module(loaded: weights.Weights, against: str | None) -> Any:
         module = create_torch_model(loaded.model, num_classes=loaded.num_classes)
     else:
         module = _build(against)
-    tensors = {key: torch.from_numpy(a) for key, a in torch_view(loaded).items()}
+    state_dict = torch_port.to_torch(loaded.variables, loaded.build())  # in float32
+    tensors = {key: torch.from_numpy(array) for key, array in state_dict.items()}
     try:
         module.load_state_dict(tensors, strict=True)
     except Exception as error:
         raise UserError(f"{against} does not take these weights: {error}") from error
     return module.float().eval()
-
-
-def torch_view(loaded: weights.Weights) -> dict[str, np.ndarray]:
-    """The state dict in the dtypes that torch computes in."""
-    return weights.to_torch(loaded._replace(torch_dtypes={}))
 
 
 def compare(loaded: weights.Weights, module: Any, images: np.ndarray) -> list[Row]:
@@ -98,7 +94,7 @@ def compare(loaded: weights.Weights, module: Any, images: np.ndarray) -> list[Ro
 
 def layers(loaded: weights.Weights) -> set[str]:
     """Names of the layers with parameters."""
-    return {key.rpartition(".")[0] for key in weights.to_torch(loaded)}
+    return {key.rpartition(".")[0] for key in torch_port.leaves(loaded.build())}
 
 
 def table(rows: list[Row]) -> str:
