@@ -42,7 +42,7 @@ def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> 
         def evaluate(count: int) -> None:
             for _ in range(count):
                 result = steps.eval_step_at(train_state, totals, examples, indices)
-            jax.block_until_ready(result)
+                jax.block_until_ready(result)
 
         return evaluate
     order = state.epoch_order(jax.random.key(1), 0, examples=IMAGES, batch_size=batch_size)
@@ -51,12 +51,10 @@ def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> 
     def train(count: int) -> None:
         nonlocal train_state, totals
         for _ in range(count):
-            before = totals
-            train_state, totals = steps.train_step_at(
+            train_state, totals = steps.train_steps_at(
                 train_state, totals, examples, order, key, augment=task == "epoch"
             )
-            jax.block_until_ready(before)
-        jax.block_until_ready(totals)
+            jax.block_until_ready(totals)
 
     return train
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_type_hints
 
+from jaxcifar import runtime
 from jaxcifar.config import REQUIRED, choices, flag, fraction, without_none
 from jaxcifar.errors import UserError, one_line
 
@@ -58,6 +59,7 @@ def parse(config_type: type, argv: Sequence[str] | None, *, prog: str, descripti
 
 def run(main: Callable[[Sequence[str] | None], object], *, prog: str) -> NoReturn:
     """Runs a command: exit 0; 2 and one line where the input is at fault; 128 + N on signal N."""
+    runtime.prepare()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(None)

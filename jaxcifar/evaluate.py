@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jaxcifar import cli
+from jaxcifar import cli, runtime
 from jaxcifar.config import REQUIRED, DatasetName, option
 from jaxcifar.errors import UserError
 
@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {config.batch_size}")
 
+    runtime.dispatch_in_turn()
     import jax
     import optax
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxcifar import cli
+from jaxcifar import cli, runtime
 from jaxcifar.config import TrainConfig, flag
 from jaxcifar.errors import UserError
 
@@ -48,6 +48,7 @@ def train_and_evaluate(config: TrainConfig) -> History:
       UserError: the configuration does not fit the data or the folder.
       KeyboardInterrupt: after a signal, with its number as argument.
     """
+    runtime.dispatch_in_turn()
     initial = _initial_weights(config)
     workdir = _prepare_workdir(config)
     learning_rate = _learning_rate(config, workdir, initial)
@@ -113,40 +114,56 @@ def train_and_evaluate(config: TrainConfig) -> History:
         def save(val_accuracy: float | None = None) -> None:
             checkpoint.save(checkpoints, train_state, totals, config, val_accuracy=val_accuracy)
 
-        order = None
-        for step in range(start, total_steps):
+        def report(step: int, totals: steps.Metrics) -> None:
+            epoch, done = divmod(step - 1, steps_per_epoch)
+            loss, accuracy = totals.means()
+            progress.result(
+                f"Epoch [{epoch + 1}/{config.epochs}], Step [{done + 1}/{steps_per_epoch}]"
+                f" Loss: {loss:.4f}"
+            )
+            progress.note_pace()
+            writer.write(
+                step,
+                "train",
+                epoch=epoch + 1,
+                loss=loss,
+                accuracy=accuracy,
+                learning_rate=float(schedule(step - 1)),
+                images_per_second=progress.images_per_second,
+            )
+
+        on_cpu = jax.default_backend() == "cpu"
+        order, unreported = None, None
+        step = start
+        while step < total_steps:
             epoch, step_in_epoch = divmod(step, steps_per_epoch)
-            label = f"epoch {epoch + 1}/{config.epochs}"
             if order is None or step_in_epoch == 0:
                 order = state.epoch_order(
                     order_key, epoch, examples=len(train.labels), batch_size=config.batch_size
                 )
             if step_in_epoch == 0:
                 totals = steps.Metrics.zeros()
-            before = totals
-            train_state, totals = steps.train_step_at(
-                train_state, totals, train, order, step_key, augment=config.augments
+            # On an accelerator one dispatch goes to the next report or checkpoint.
+            count = 1 if on_cpu else _steps_to_pause(config, step, steps_per_epoch)
+            train_state, totals = steps.train_steps_at(
+                train_state, totals, train, order, step_key, augment=config.augments, count=count
             )
-            jax.block_until_ready(before)  # one step behind: the device is never idle
-            progress.advance(config.batch_size, label)
+            if unreported:  # read only now that the device has its next work
+                report(*unreported)
+                unreported = None
+            if on_cpu:
+                jax.block_until_ready(totals)
+                if step == start:
+                    runtime.keep_freed_memory()
+            step += count
+            progress.advance(config.batch_size * count, f"epoch {epoch + 1}/{config.epochs}")
 
-            done = step_in_epoch + 1
+            done = step_in_epoch + count
             if done % config.log_every == 0 or done == steps_per_epoch:
-                loss, accuracy = totals.means()
-                progress.result(
-                    f"Epoch [{epoch + 1}/{config.epochs}], Step [{done}/{steps_per_epoch}]"
-                    f" Loss: {loss:.4f}"
-                )
-                progress.note_pace()
-                writer.write(
-                    step + 1,
-                    "train",
-                    epoch=epoch + 1,
-                    loss=loss,
-                    accuracy=accuracy,
-                    learning_rate=float(schedule(step)),
-                    images_per_second=progress.images_per_second,
-                )
+                unreported = step, totals
+            if unreported and (on_cpu or done == steps_per_epoch):
+                report(*unreported)
+                unreported = None
             if done == steps_per_epoch:
                 val_accuracy = None
                 if val is not None:
@@ -157,14 +174,14 @@ def train_and_evaluate(config: TrainConfig) -> History:
                         f"Accuracy of the model on the {len(val.labels)} validation images:"
                         f" {100 * val_accuracy:.2f} %"
                     )
-                    writer.write(step + 1, "val", epoch=epoch + 1, loss=loss, accuracy=val_accuracy)
+                    writer.write(step, "val", epoch=epoch + 1, loss=loss, accuracy=val_accuracy)
                 save(val_accuracy)
-            elif config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
+            elif config.checkpoint_every and step % config.checkpoint_every == 0:
                 save()
-            if signals and step + 1 < total_steps:
+            if signals and step < total_steps:
                 save()
                 progress.note(
-                    f"Stopped after step {step + 1} of {total_steps}; continue with:"
+                    f"Stopped after step {step} of {total_steps}; continue with:"
                     f" python -m jaxcifar.train --workdir {workdir} --resume"
                 )
                 raise KeyboardInterrupt(signals[0])
@@ -174,6 +191,15 @@ def train_and_evaluate(config: TrainConfig) -> History:
         progress.result(f"Accuracy of the model on the test images: {100 * accuracy:.2f} %")
         writer.write(total_steps, "test", loss=loss, accuracy=accuracy)
         return History(workdir, writer.records, accuracy, train_state)
+
+
+def _steps_to_pause(config: TrainConfig, step: int, steps_per_epoch: int) -> int:
+    """Steps from ``step`` to the next report, checkpoint or end of the epoch."""
+    done = step % steps_per_epoch
+    pauses = [steps_per_epoch - done, config.log_every - done % config.log_every]
+    if config.checkpoint_every:
+        pauses.append(config.checkpoint_every - step % config.checkpoint_every)
+    return min(pauses)
 
 
 def _prepare_workdir(config: TrainConfig) -> Path:

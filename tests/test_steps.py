@@ -89,7 +89,7 @@ def test_step_is_pure_traced_once_and_donates(digits, resnet_state, monkeypatch)
             for _ in range(3):
                 old, (state, totals) = (
                     state,
-                    steps.train_step_at(state, totals, examples, order, key, augment=True),
+                    steps.train_steps_at(state, totals, examples, order, key, augment=True),
                 )
                 assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
                 assert not totals.loss_sum.is_deleted()

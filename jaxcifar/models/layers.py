@@ -7,6 +7,7 @@ a leaf's path in the tree is its key in the state dict.
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -74,8 +75,9 @@ class Conv(nn.Module):
         dtype = param_dtype(x.dtype)
         kernel = self.param("kernel", self.kernel_init, shape, dtype)
         bias = self.param("bias", self.bias_init or _torch_bias(fan_in), (self.features,), dtype)
-        kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
-        return conv2d(x, kernel, stride=self.stride, padding=self.padding) + _last(bias, x)
+        y = conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=self.padding)
+        # In the bias's dtype: its gradient is a sum over all pixels.
+        return (y.astype(dtype) + _last(bias, x)).astype(x.dtype)
 
 
 class Linear(nn.Module):
@@ -121,20 +123,54 @@ class BatchNorm(nn.Module):
                 raise ValueError(
                     f"BatchNorm cannot train on one value per channel, got shape {x.shape}"
                 )
-            axes = tuple(range(x.ndim - 1))
-            wide = x.astype(dtype)
-            mean = jnp.mean(wide, axes)
-            var = jnp.mean(jnp.square(wide - _last(mean, x)), axes)
+            y, mean, var = _normalize(x, scale, bias)
             if not self.is_initializing():
                 running_mean.value = _running(running_mean.value, mean)
                 running_var.value = _running(running_var.value, var * (count / (count - 1)))
                 batches.value += 1
-        else:
-            mean, var = running_mean.value, running_var.value
+            return y
 
-        factor = scale * lax.rsqrt(var + BATCH_NORM_EPSILON)
-        y = (x.astype(dtype) - _last(mean, x)) * _last(factor, x) + _last(bias, x)
+        factor = scale * lax.rsqrt(running_var.value + BATCH_NORM_EPSILON)
+        y = (x.astype(dtype) - _last(running_mean.value, x)) * _last(factor, x) + _last(bias, x)
         return y.astype(x.dtype)
+
+
+@jax.custom_vjp
+def _normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``(x - mean) / sqrt(var + epsilon) * scale + bias`` with the mean and variance of ``x``.
+
+    Returns the two as well, as constants: no gradient flows through them but by ``y``.
+    """
+    return _normalize_forward(x, scale, bias)[0]
+
+
+def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
+    axes = tuple(range(x.ndim - 1))
+    wide = x.astype(scale.dtype)
+    mean = jnp.mean(wide, axes)
+    centred = wide - _last(mean, x)
+    var = jnp.mean(jnp.square(centred), axes)
+    inverse = lax.rsqrt(var + BATCH_NORM_EPSILON)
+    y = centred * _last(inverse * scale, x) + _last(bias, x)
+    return (y.astype(x.dtype), mean, var), (x, mean, inverse, scale)
+
+
+def _normalize_backward(residuals: Any, cotangents: Any) -> Any:
+    """The closed form has two sums over the batch; autodiff's has five."""
+    x, mean, inverse, scale = residuals
+    dy = cotangents[0].astype(scale.dtype)
+    axes = tuple(range(x.ndim - 1))
+    normalized = (x.astype(scale.dtype) - _last(mean, x)) * _last(inverse, x)
+    d_bias = jnp.sum(dy, axes)
+    d_scale = jnp.sum(dy * normalized, axes)
+    count = x.size // x.shape[-1]
+    centred = dy - _last(d_bias / count, x) - normalized * _last(d_scale / count, x)
+    return (centred * _last(inverse * scale, x)).astype(x.dtype), d_scale, d_bias
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _last(vector: jax.Array, like: jax.Array) -> jax.Array:
@@ -175,11 +211,16 @@ class MaxPool(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         del train
-        if (self.window, self.stride, self.padding) == (2, 2, 0):
-            # Three maxima of strided views: the gradient is much cheaper than reduce_window's.
-            x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
-            rows = jnp.maximum(x[:, ::2], x[:, 1::2])
-            return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
-        pad = (self.padding, self.padding)
-        window, stride = (self.window, self.window), (self.stride, self.stride)
-        return nn.max_pool(x, window, stride, padding=(pad, pad))
+        wide = x.astype(param_dtype(x.dtype))  # XLA's CPU backend is slow at bfloat16 here
+        if self.padding:
+            sides = (self.padding, self.padding)
+            wide = jnp.pad(wide, ((0, 0), sides, sides, (0, 0)), constant_values=-jnp.inf)
+        for axis in (1, 2):
+            wide = self._maximum(wide, axis)
+        return wide.astype(x.dtype)
+
+    def _maximum(self, x: jax.Array, axis: int) -> jax.Array:
+        """Maxima of shifted views: their gradient is much cheaper than reduce_window's."""
+        end = (x.shape[axis] - self.window) // self.stride * self.stride + 1
+        views = [lax.slice_in_dim(x, i, i + end, self.stride, axis) for i in range(self.window)]
+        return reduce(jnp.maximum, views)

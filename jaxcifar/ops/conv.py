@@ -1,29 +1,19 @@
-"""How a 2-D convolution is computed: one function, chosen by static shape and backend.
-
-On CPU, XLA runs a convolution whose kernel is larger than its image very slowly, and both
-models end in such layers (3x3 on 2x2). Forward and both gradients, batch 100, float32, two
-cores, jaxlib 0.10.2, as XLA's time over the other algorithm's:
-
-    ========================  =========================  ========
-    layer                     xla / other                chosen
-    ========================  =========================  ========
-    3x3, 512 -> 512 on 2x2    43   (1265 / 29 ms)        patches
-    3x3, 512 -> 512 on 4x4    1.0  (149 / 145 ms)        xla
-    3x3, 64 -> 64 on 8x8      1.1  (12.5 / 11.3 ms)      xla
-    1x1, 64 -> 256 on 8x8     1.4  (10.2 / 7.1 ms)       matmul
-    1x1, 1024 -> 256 on 2x2   1.4  (7.5 / 5.3 ms)        matmul
-    ========================  =========================  ========
-
-On an accelerator every convolution is XLA's own.
-"""
+"""TODO table."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxcifar.ops.dense import dense
+from jaxcifar.ops.matmul import matmul
+from jaxcifar.ops.winograd import TILE, winograd
+
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
     """Cross-correlates images with a kernel, as ``torch.nn.functional.conv2d`` does.
+
+    Under ``jax.default_matmul_precision("highest")`` no algorithm is used whose rounding
+    differs from the plain sum's.
 
     Args:
       x: images, ``(N, H, W, C)``, a floating dtype.
@@ -34,22 +24,52 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0
     Returns:
       ``(N, H', W', O)`` in the dtype of ``x``, with ``H' = (H + 2 padding - kh) // stride + 1``.
     """
-    algorithm = choose(x.shape, kernel.shape, padding=padding, backend=jax.default_backend())
+    algorithm = choose(
+        x.shape,
+        kernel.shape,
+        stride=stride,
+        padding=padding,
+        dtype=x.dtype,
+        backend=jax.default_backend(),
+        exact=jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        in ("highest", "float32"),
+    )
     return ALGORITHMS[algorithm](x, kernel, stride, padding)
 
 
 def choose(
-    image_shape: tuple[int, ...], kernel_shape: tuple[int, ...], *, padding: int, backend: str
+    image_shape: tuple[int, ...],
+    kernel_shape: tuple[int, ...],
+    *,
+    stride: int,
+    padding: int,
+    dtype: jax.typing.DTypeLike,
+    backend: str,
+    exact: bool = False,
 ) -> str:
-    """Names the fastest algorithm for a static shape; a key of ``ALGORITHMS``."""
-    _, height, width, _ = image_shape
-    kernel_height, kernel_width, _, _ = kernel_shape
+    """Names the fastest algorithm for a static shape; a key of ``ALGORITHMS``.
+
+    Args:
+      image_shape: ``(N, H, W, C)``.
+      kernel_shape: ``(kh, kw, C, O)``.
+      stride: in pixels.
+      padding: in pixels.
+      dtype: of both.
+      backend: as ``jax.default_backend()`` names it.
+      exact: only algorithms that round as the plain sum does.
+    """
+    _, height, width, channels = image_shape
+    kernel_size = kernel_shape[:2]
     if backend != "cpu":
         return "xla"
-    if (kernel_height, kernel_width) == (1, 1) and padding == 0:
+    if kernel_size == (1, 1) and padding == 0:
         return "matmul"
-    if height < kernel_height or width < kernel_width:
-        return "patches"
+    if height * width <= kernel_size[0] * kernel_size[1]:
+        return "dense"
+    whole_tiles = (height + 2 * padding - 2) % TILE == (width + 2 * padding - 2) % TILE == 0
+    inexact = not exact and jnp.dtype(dtype) != jnp.float64
+    if kernel_size == (3, 3) and stride == 1 and whole_tiles and channels >= 16 and inexact:
+        return "winograd"
     return "xla"
 
 
@@ -66,22 +86,13 @@ def _xla(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Arra
 def _matmul(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """A 1x1 convolution: one product over the channels of the pixels that the stride keeps."""
     del padding  # `choose` sends only unpadded 1x1 kernels here
-    return x[:, ::stride, ::stride] @ kernel[0, 0]
+    x = x[:, ::stride, ::stride]
+    return matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
 
-def _patches(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """im2col: the kh*kw shifted views of the image side by side, then one product."""
-    kernel_height, kernel_width, channels, features = kernel.shape
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    out_height = (x.shape[1] - kernel_height) // stride + 1
-    out_width = (x.shape[2] - kernel_width) // stride + 1
-    shifted = [
-        x[:, i : i + stride * out_height : stride, j : j + stride * out_width : stride]
-        for i in range(kernel_height)
-        for j in range(kernel_width)
-    ]
-    columns = jnp.concatenate(shifted, axis=-1)
-    return columns @ kernel.reshape(kernel_height * kernel_width * channels, features)
+def _winograd(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    del stride  # `choose` sends only 3x3 kernels with stride 1 here
+    return winograd(x, kernel, padding)
 
 
-ALGORITHMS = {"xla": _xla, "matmul": _matmul, "patches": _patches}
+ALGORITHMS = {"xla": _xla, "matmul": _matmul, "dense": dense, "winograd": _winograd}

@@ -1,0 +1,158 @@
+"""Every convolution of a model, by itself: ``python benchmarks/layers.py``.
+
+For each shape and each algorithm of ``ops/conv.py`` that can run it, milliseconds and
+GFLOP/s of the forward pass, the gradient of the images and that of the kernel. GFLOP/s
+count the plain convolution's operations, so an algorithm that needs fewer can exceed the
+matmul peak, which is measured first. ``*`` marks what is chosen. Leave the machine alone.
+"""
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxcifar import runtime
+
+runtime.prepare()
+runtime.dispatch_in_turn()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+from jaxcifar.models import create_model, layers  # noqa: E402
+from jaxcifar.ops import conv  # noqa: E402
+
+Layer = tuple[tuple[int, ...], tuple[int, ...], int, int]
+
+
+def fastest(function: Callable[..., Any], *arguments: Any, repeats: int) -> float:
+    """Seconds of the fastest call after the first."""
+    function = jax.jit(function)
+    jax.block_until_ready(function(*arguments))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def matmul_peak(dtype: str, repeats: int) -> float:
+    """GFLOP/s of a square product that sums in float32."""
+    size = 2048
+    a = jnp.ones((size, size), dtype)
+    seconds = fastest(
+        lambda a: jax.lax.dot(a, a, preferred_element_type=jnp.float32), a, repeats=repeats
+    )
+    return 2 * size**3 / seconds / 1e9
+
+
+def convolutions(model: str, batch_size: int) -> Counter[Layer]:
+    """The shapes of images and kernel, stride and padding, with how often each is there."""
+    seen: Counter[Layer] = Counter()
+
+    def record(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
+        seen[x.shape, kernel.shape, stride, padding] += 1
+        return conv.conv2d(x, kernel, stride=stride, padding=padding)
+
+    layers.conv2d, real = record, layers.conv2d
+    try:
+        net = create_model(model)
+        images = jnp.zeros((batch_size, 32, 32, 3))
+        jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))
+    finally:
+        layers.conv2d = real
+    return seen
+
+
+def candidates(layer: Layer) -> Iterator[str]:
+    """The algorithms that can run a layer in bearable time."""
+    (_, height, width, _), (kernel_height, kernel_width, _, _), stride, padding = layer
+    chosen = conv.choose(*layer[:2], stride=stride, padding=padding, dtype="float32", backend="cpu")
+    yield chosen
+    small = height < kernel_height or width < kernel_width
+    if chosen != "xla" and not small:  # XLA's own takes about a second there
+        yield "xla"
+
+
+def measure(layer: Layer, algorithm: str, dtype: str, repeats: int) -> dict[str, float]:
+    """Seconds of the three passes."""
+    image_shape, kernel_shape, stride, padding = layer
+    x = jax.random.normal(jax.random.key(0), image_shape, dtype)
+    kernel = jax.random.normal(jax.random.key(1), kernel_shape, dtype)
+
+    def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv.ALGORITHMS[algorithm](x, kernel, stride, padding)
+
+    dy = jnp.ones_like(jax.jit(run)(x, kernel))
+    return {
+        "forward": fastest(run, x, kernel, repeats=repeats),
+        "images": fastest(
+            lambda x, kernel, dy: jax.vjp(lambda x: run(x, kernel), x)[1](dy),
+            *(x, kernel, dy),
+            repeats=repeats,
+        ),
+        "kernel": fastest(
+            lambda x, kernel, dy: jax.vjp(lambda kernel: run(x, kernel), kernel)[1](dy),
+            *(x, kernel, dy),
+            repeats=repeats,
+        ),
+    }
+
+
+def main() -> None:
+    """Prints the table and writes the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["vgg16", "resnet50_layer4"])
+    parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    runtime.keep_freed_memory()
+    repeats, results = arguments.repeats, []
+    for dtype in arguments.precision:
+        peak = matmul_peak(dtype, repeats)
+        print(f"{dtype}: matmul peak {peak:.0f} GFLOP/s; milliseconds (GFLOP/s)")
+        for model in arguments.models:
+            for layer, times in convolutions(model, arguments.batch_size).items():
+                image, kernel, stride, padding = layer
+                out = (image[1] + 2 * padding - kernel[0]) // stride + 1
+                gflop = 2 * image[0] * out**2 * kernel[0] * kernel[1] * kernel[2] * kernel[3] / 1e9
+                for index, algorithm in enumerate(candidates(layer)):
+                    seconds = measure(layer, algorithm, dtype, repeats)
+                    name = f"{kernel[0]}x{kernel[1]}/{stride}, {kernel[2]} -> {kernel[3]}"
+                    cells = "".join(
+                        f" {passed} {1e3 * s:7.2f} ({gflop / s:4.0f})"
+                        for passed, s in seconds.items()
+                    )
+                    print(
+                        f"{model:16} {times} x {name:20} on {image[1]:2}x{image[2]:<2}"
+                        f" {algorithm + '*' * (index == 0):10}{cells}",
+                        flush=True,
+                    )
+                    results.append(
+                        {
+                            "model": model,
+                            "layers": times,
+                            "image": image,
+                            "kernel": kernel,
+                            "stride": stride,
+                            "padding": padding,
+                            "precision": dtype,
+                            "algorithm": algorithm,
+                            "chosen": index == 0,
+                            "gflop": gflop,
+                            "peak_gflops": peak,
+                            "seconds": seconds,
+                        }
+                    )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
