@@ -35,12 +35,12 @@ def _folder() -> Path:
         home = Path("~/Library/Caches")
     else:
         home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    processor = f"{platform.machine()} {platform.processor()} {_cpu_flags()}"
+    processor = f"{platform.machine()} {platform.processor()} {cpu_flags()}"
     key = hashlib.sha256(processor.encode()).hexdigest()[:12]
     return home.expanduser() / "jaxcifar" / f"jaxlib-{jaxlib.version.__version__}-{key}"
 
 
-def _cpu_flags() -> str:
+def cpu_flags() -> str:
     """The processor's instruction sets, where Linux lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -112,7 +112,9 @@ class TrainConfig:
         " checkpoint with the best validation accuracy is kept, too",
     )
     precision: Literal["float32", "bfloat16"] = option(
-        "float32", "what the network computes in; parameters are float32 either way"
+        "float32",
+        "what the network computes in; parameters are float32 either way. On a CPU bfloat16 is"
+        " faster only where the processor has instructions for it (avx512_bf16, amx_bf16)",
     )
     seed: int = option(0, "seeds the weights, the order of the images, crops, flips and dropout")
     compile_cache: bool = option(

@@ -7,6 +7,9 @@ step where measured; and steps that are dispatched ahead of time hold theirs at 
 
 import ctypes
 import os
+import sys
+
+from jaxcifar.compile_cache import cpu_flags
 
 # mallopt's parameters, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -28,6 +31,16 @@ def dispatch_in_turn() -> None:
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def warn_of_slow_bfloat16() -> None:
+    """Prints a line where the processor is known to lack bfloat16 instructions."""
+    flags = cpu_flags().split()
+    if flags and not {"avx512_bf16", "amx_bf16", "bf16"} & set(flags):
+        print(
+            "Warning: this processor has no bfloat16 instructions: --precision float32 is faster",
+            file=sys.stderr,
+        )
 
 
 def keep_freed_memory() -> None:

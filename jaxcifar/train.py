@@ -78,6 +78,8 @@ def train_and_evaluate(config: TrainConfig) -> History:
     )
     if initial:
         initial.require_classes(str(config.init_from), config.dataset, len(dataset.class_names))
+    if config.precision == "bfloat16" and jax.default_backend() == "cpu":
+        runtime.warn_of_slow_bfloat16()
     schedule = state.make_schedule(
         learning_rate,
         decay_rate=config.decay_rate,
@@ -132,7 +134,7 @@ def train_and_evaluate(config: TrainConfig) -> History:
                 images_per_second=progress.images_per_second,
             )
 
-        on_cpu = jax.default_backend() == "cpu"
+        one_by_one = _dispatches_each_step()
         order, unreported = None, None
         step = start
         while step < total_steps:
@@ -144,14 +146,14 @@ def train_and_evaluate(config: TrainConfig) -> History:
             if step_in_epoch == 0:
                 totals = steps.Metrics.zeros()
             # On an accelerator one dispatch goes to the next report or checkpoint.
-            count = 1 if on_cpu else _steps_to_pause(config, step, steps_per_epoch)
+            count = 1 if one_by_one else _steps_to_pause(config, step, steps_per_epoch)
             train_state, totals = steps.train_steps_at(
                 train_state, totals, train, order, step_key, augment=config.augments, count=count
             )
             if unreported:  # read only now that the device has its next work
                 report(*unreported)
                 unreported = None
-            if on_cpu:
+            if one_by_one:
                 jax.block_until_ready(totals)
                 if step == start:
                     runtime.keep_freed_memory()
@@ -161,7 +163,7 @@ def train_and_evaluate(config: TrainConfig) -> History:
             done = step_in_epoch + count
             if done % config.log_every == 0 or done == steps_per_epoch:
                 unreported = step, totals
-            if unreported and (on_cpu or done == steps_per_epoch):
+            if unreported and (one_by_one or done == steps_per_epoch):
                 report(*unreported)
                 unreported = None
             if done == steps_per_epoch:
@@ -191,6 +193,13 @@ def train_and_evaluate(config: TrainConfig) -> History:
         progress.result(f"Accuracy of the model on the test images: {100 * accuracy:.2f} %")
         writer.write(total_steps, "test", loss=loss, accuracy=accuracy)
         return History(workdir, writer.records, accuracy, train_state)
+
+
+def _dispatches_each_step() -> bool:
+    """On a CPU, where XLA's own convolution is very slow inside a loop, and dispatch is cheap."""
+    import jax
+
+    return jax.default_backend() == "cpu"
 
 
 def _steps_to_pause(config: TrainConfig, step: int, steps_per_epoch: int) -> int:

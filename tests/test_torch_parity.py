@@ -4,6 +4,7 @@ The weights go through the port; what comes out is compared under names that the
 themselves (``torch_reference.to_flax``).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,6 +30,13 @@ from tests import torch_reference  # noqa: E402
 BATCH, STEPS, DECAY_STEPS = 8, 20, 10
 LEARNING_RATE = 1e-5  # docs/from_pytorch.md says why not 1e-3
 KEY = jax.random.key(7)
+
+
+@pytest.fixture(autouse=True)
+def plain_sums():
+    """No algorithm whose rounding differs from a plain sum's; ``test_conv`` bounds those."""
+    with jax.default_matmul_precision("highest"):
+        yield
 
 
 def numpy(tensors):
@@ -109,6 +117,22 @@ def test_float32_outputs_equal_torch(name, rng):
     assert rows[-1].name == "logits"
     print(name, "layers", max(row.relative for row in rows), "logits", rows[-1].relative)
     assert rows[-1].relative <= 2e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_default_algorithms_stay_near_torch(name, rng):
+    """With Winograd's convolutions, as a user runs it, the logits are within 1e-4."""
+    module, state = pair(name, torch.float32)
+    images = rng.standard_normal((8, 32, 32, 3), np.float32)
+    with jax.default_matmul_precision(None):
+        ours = jax.jit(partial(state.apply_fn, train=False))(
+            {"params": state.params, "batch_stats": state.batch_stats}, images
+        )
+    with torch.no_grad():
+        theirs = module.eval()(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+    relative = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    print(name, "default algorithms, logits", relative)
+    assert relative <= 1e-4
 
 
 class SameSide(torch.nn.Module):

@@ -145,7 +145,8 @@ def _our_outputs(loaded: weights.Weights, images: np.ndarray) -> dict[str, np.nd
             variables, images, train=False, capture_intermediates=True, mutable="intermediates"
         )[1]["intermediates"]
 
-    outputs = flatten_dict(apply(loaded.variables, images))
+    with jax.default_matmul_precision("highest"):  # plain sums, as torch's
+        outputs = flatten_dict(apply(loaded.variables, images))
     return {
         ".".join(path[:-1]) or LOGITS: _channels_first(np.asarray(output[0]))
         for path, output in outputs.items()
