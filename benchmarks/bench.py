@@ -1,8 +1,9 @@
 """jaxcifar against torch, side by side: ``make bench``.
 
 Each figure is measured in processes of its own, the programs in turn, ``--rounds`` times; a
-cell is the median over all steps of all rounds. Ratios are torch / jaxcifar: above 1 we are
-faster. Leave the machine alone meanwhile.
+cell is the median (fastest-slowest) over all steps of all rounds, in seconds. The ratio is
+the faster torch / jaxcifar: above 1 we are faster. Memory is ours / torch's at the peak of a
+process that finds its programs compiled, as is the first step. Leave the machine alone.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -20,12 +22,15 @@ from typing import Any
 MEASURE = Path(__file__).with_name("measure.py")
 MODELS = ("vgg16", "resnet50_layer4")
 TORCH, COMPILED, STOCK, OURS = "torch", "torch.compile", "stock flax", "jaxcifar"
-# Task, precision, programs.
-ROWS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("train", "float32", (TORCH, COMPILED, STOCK, OURS)),
-    ("train", "bfloat16", (TORCH, COMPILED, OURS)),
-    ("evaluate", "float32", (TORCH, COMPILED, STOCK, OURS)),
-    ("epoch", "float32", (TORCH, OURS)),
+# Task, precision, images a step, programs.
+ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
+    ("train", "float32", 100, (TORCH, COMPILED, STOCK, OURS)),
+    ("train", "bfloat16", 100, (TORCH, COMPILED, OURS)),
+    ("evaluate", "float32", 100, (TORCH, COMPILED, STOCK, OURS)),
+    ("epoch", "float32", 100, (TORCH, OURS)),
+    ("train", "float32", 32, (TORCH, OURS)),
+    ("train", "float32", 256, (TORCH, OURS)),
+    ("train", "float32", 1024, (TORCH, OURS)),
 )
 
 
@@ -42,53 +47,59 @@ def measure(program: str, task: str, model: str, precision: str, **options: Any)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def collect(rounds: int, steps: int, models: tuple[str, ...]) -> list[dict[str, Any]]:
-    """All figures; the programs take turns."""
-    results = []
+def collect(
+    rounds: int, steps: int, chunk: int, models: tuple[str, ...]
+) -> Iterator[list[dict[str, Any]]]:
+    """The figures of one row after the other; the programs take turns."""
     for model in models:
-        for task, precision, programs in ROWS:
+        for task, precision, batch_size, programs in ROWS:
             figures: dict[str, list[dict[str, Any]]] = {program: [] for program in programs}
             for _ in range(rounds):
                 for program in programs:
-                    count = 1 if program == STOCK else steps
-                    if done := measure(program, task, model, precision, steps=count):
+                    count = 1 if program == STOCK or batch_size > 256 else steps
+                    options = {"steps": count, "chunk": chunk, "batch_size": batch_size}
+                    if done := measure(program, task, model, precision, **options):
                         figures[program].append(done)
+            row = []
             for program, runs in figures.items():
                 if runs:
                     seconds = [s for run in runs for s in run["seconds"]]
-                    results.append(
+                    row.append(
                         {
                             "model": model,
                             "task": task,
                             "precision": precision,
+                            "batch_size": batch_size,
                             "program": program,
                             "seconds": median(seconds),
                             "fastest": min(seconds),
                             "slowest": max(seconds),
+                            "images_per_second": batch_size / median(seconds),
                             "first_step": min(run["first_step"] for run in runs),
-                            "peak_bytes": max(run["peak_bytes"] for run in runs),
+                            "peak_bytes": min(run["peak_bytes"] for run in runs),
                         }
                     )
-            print(row(results, model, task, precision), flush=True)
-    return results
+            yield row
 
 
-def row(results: list[dict[str, Any]], model: str, task: str, precision: str) -> str:
-    """One line of the table: median (spread) of each program, and the ratio."""
-    cells = {
-        r["program"]: r
-        for r in results
-        if (r["model"], r["task"], r["precision"]) == (model, task, precision)
-    }
-    text = f"{model:16} {task:9} {precision:9}"
+def line(row: list[dict[str, Any]]) -> str:
+    """Median (fastest to slowest) seconds of each program, and what they say of ours."""
+    if not row:
+        return "nothing could be measured"
+    cells = {cell["program"]: cell for cell in row}
+    text = "{model:16} {task:9} {precision:9} {batch_size:5}".format(**row[0])
     for program in (TORCH, COMPILED, STOCK, OURS):
-        cell = cells.get(program)
-        text += f" {cell['seconds']:7.3f} s ({cell['fastest']:.3f})" if cell else f" {'':17}"
+        text += (
+            " {seconds:6.3f} ({fastest:.3f}-{slowest:.3f})".format(**cells[program])
+            if program in cells
+            else " " * 21
+        )
     if TORCH in cells and OURS in cells:
         theirs = min(cells[p]["seconds"] for p in (TORCH, COMPILED) if p in cells)
         ours = cells[OURS]
         memory = ours["peak_bytes"] / cells[TORCH]["peak_bytes"]
-        text += f" {theirs / ours['seconds']:6.2f} {memory:7.2f} {ours['first_step']:7.1f} s"
+        text += f" {theirs / ours['seconds']:6.2f} {ours['images_per_second']:8.0f}"
+        text += f" {memory:7.2f} {ours['first_step']:7.1f} s"
     return text
 
 
@@ -119,19 +130,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--chunk", type=int, default=1, help="steps timed at once; 50 on a GPU")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--json", type=Path, default=Path("bench.json"))
     arguments = parser.parse_args()
     print(json.dumps(machine()))
     print(
-        f"{'model':16} {'task':9} {'precision':9}"
-        + "".join(f" {program:>17}" for program in (TORCH, COMPILED, STOCK, OURS))
-        + f" {'ratio':>6} {'memory':>7} {'1st step':>9}"
+        f"{'model':16} {'task':9} {'precision':9} batch"
+        + "".join(f" {program:>20}" for program in (TORCH, COMPILED, STOCK, OURS))
+        + f" {'ratio':>6} {'images/s':>8} {'memory':>7} {'1st step':>9}"
     )
+    results = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # the first round fills it
-        results = collect(arguments.rounds, arguments.steps, tuple(arguments.models))
-    arguments.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=2))
+        for row in collect(
+            arguments.rounds, arguments.steps, arguments.chunk, tuple(arguments.models)
+        ):
+            print(line(row), flush=True)
+            results += row
+            figures = {"machine": machine(), "results": results}
+            arguments.json.write_text(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every convolution of a model, by itself: ``python benchmarks/layers.py``.
 
-For each shape and each algorithm of ``ops/conv.py`` that can run it, milliseconds and
+For each shape the algorithm that ``ops/conv.py`` chooses, and XLA's own: milliseconds and
 GFLOP/s of the forward pass, the gradient of the images and that of the kernel. GFLOP/s
 count the plain convolution's operations, so an algorithm that needs fewer can exceed the
 matmul peak, which is measured first. ``*`` marks what is chosen. Leave the machine alone.
@@ -68,6 +68,13 @@ def convolutions(model: str, batch_size: int) -> Counter[Layer]:
     return seen
 
 
+def widths(batch_size: int) -> Counter[Layer]:
+    """A 3x3 layer on 8x8 pixels, ever wider: the time should grow with the square."""
+    return Counter(
+        ((batch_size, 8, 8, width), (3, 3, width, width), 1, 1) for width in (32, 64, 128, 256, 512)
+    )
+
+
 def candidates(layer: Layer) -> Iterator[str]:
     """The algorithms that can run a layer in bearable time."""
     (_, height, width, _), (kernel_height, kernel_width, _, _), stride, padding = layer
@@ -117,8 +124,9 @@ def main() -> None:
     for dtype in arguments.precision:
         peak = matmul_peak(dtype, repeats)
         print(f"{dtype}: matmul peak {peak:.0f} GFLOP/s; milliseconds (GFLOP/s)")
-        for model in arguments.models:
-            for layer, times in convolutions(model, arguments.batch_size).items():
+        rows = [(model, convolutions(model, arguments.batch_size)) for model in arguments.models]
+        for model, shapes in [*rows, ("width", widths(arguments.batch_size))]:
+            for layer, times in shapes.items():
                 image, kernel, stride, padding = layer
                 out = (image[1] + 2 * padding - kernel[0]) // stride + 1
                 gflop = 2 * image[0] * out**2 * kernel[0] * kernel[1] * kernel[2] * kernel[3] / 1e9

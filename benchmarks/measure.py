@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("precision", choices=("float32", "bfloat16"))
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--chunk", type=int, default=1, help="steps timed at once")
     arguments = parser.parse_args()
 
     run = PROGRAMS[arguments.program](
@@ -41,12 +42,13 @@ def main() -> None:
     first_step = time.monotonic() - START
     if ours:
         runtime.keep_freed_memory()
-    run(2)
+    run(arguments.chunk)
+    run(arguments.chunk)
     seconds = []
     for _ in range(arguments.steps):
         start = time.perf_counter()
-        run(1)
-        seconds.append(time.perf_counter() - start)
+        run(arguments.chunk)
+        seconds.append((time.perf_counter() - start) / arguments.chunk)
     figures = {
         "seconds": seconds,
         "first_step": first_step,

@@ -48,11 +48,15 @@ def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> 
     order = state.epoch_order(jax.random.key(1), 0, examples=IMAGES, batch_size=batch_size)
     key = jax.random.key(2)
 
+    on_cpu = jax.default_backend() == "cpu"
+
     def train(count: int) -> None:
         nonlocal train_state, totals
-        for _ in range(count):
+        for _ in range(count if on_cpu else 1):
             train_state, totals = steps.train_steps_at(
-                train_state, totals, examples, order, key, augment=task == "epoch"
+                *(train_state, totals, examples, order, key),
+                augment=task == "epoch",
+                count=1 if on_cpu else count,
             )
             jax.block_until_ready(totals)
 
@@ -121,21 +125,28 @@ def prepare_torch(
     from torch_models import create_torch_model
 
     torch.manual_seed(0)
-    net: Any = create_torch_model(model).to(memory_format=torch.channels_last)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net: Any = create_torch_model(model).to(device, memory_format=torch.channels_last)
     net.train(task != "evaluate")
     forward = torch.compile(net) if compiled else net
     images, labels = draw()
     normalize = Normalize()
     pixels = torch.stack([normalize(image) for image in images[:batch_size]])
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    targets = torch.from_numpy(labels[:batch_size]).long()
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    pixels = pixels.to(device, memory_format=torch.channels_last)
+    targets = torch.from_numpy(labels[:batch_size]).long().to(device)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     if task == "evaluate":
 
         def evaluate(count: int) -> None:
             with torch.inference_mode(), autocast:
                 for _ in range(count):
                     forward(pixels)
+            wait()
 
         return evaluate
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
@@ -152,6 +163,7 @@ def prepare_torch(
         def train(count: int) -> None:
             for _ in range(count):
                 step(pixels, targets)
+            wait()
 
         return train
 
@@ -160,7 +172,8 @@ def prepare_torch(
     def epoch(count: int) -> None:
         for _ in range(count):
             x, y = next(loader)
-            step(x.contiguous(memory_format=torch.channels_last), y)
+            step(x.to(device, memory_format=torch.channels_last), y.to(device))
+        wait()
 
     return epoch
 
