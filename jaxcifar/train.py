@@ -161,27 +161,28 @@ def train_and_evaluate(config: TrainConfig) -> History:
             progress.advance(config.batch_size * count, f"epoch {epoch + 1}/{config.epochs}")
 
             done = step_in_epoch + count
-            if done % config.log_every == 0 or done == steps_per_epoch:
+            ends_epoch = done == steps_per_epoch
+            stops = bool(signals) and step < total_steps
+            every = config.checkpoint_every
+            saves = ends_epoch or stops or bool(every and step % every == 0)
+            if ends_epoch or done % config.log_every == 0:
                 unreported = step, totals
-            if unreported and (one_by_one or done == steps_per_epoch):
+            if unreported and (one_by_one or saves):
                 report(*unreported)
                 unreported = None
-            if done == steps_per_epoch:
-                val_accuracy = None
-                if val is not None:
-                    loss, val_accuracy = evaluate(
-                        train_state, val, batch_size=config.batch_size
-                    ).means()
-                    progress.result(
-                        f"Accuracy of the model on the {len(val.labels)} validation images:"
-                        f" {100 * val_accuracy:.2f} %"
-                    )
-                    writer.write(step, "val", epoch=epoch + 1, loss=loss, accuracy=val_accuracy)
+            val_accuracy = None
+            if ends_epoch and val is not None:
+                loss, val_accuracy = evaluate(
+                    train_state, val, batch_size=config.batch_size
+                ).means()
+                progress.result(
+                    f"Accuracy of the model on the {len(val.labels)} validation images:"
+                    f" {100 * val_accuracy:.2f} %"
+                )
+                writer.write(step, "val", epoch=epoch + 1, loss=loss, accuracy=val_accuracy)
+            if saves:
                 save(val_accuracy)
-            elif config.checkpoint_every and step % config.checkpoint_every == 0:
-                save()
-            if signals and step < total_steps:
-                save()
+            if stops:
                 progress.note(
                     f"Stopped after step {step} of {total_steps}; continue with:"
                     f" python -m jaxcifar.train --workdir {workdir} --resume"

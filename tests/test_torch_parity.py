@@ -121,7 +121,7 @@ def test_float32_outputs_equal_torch(name, rng):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_default_algorithms_stay_near_torch(name, rng):
-    """With Winograd's convolutions, as a user runs it, the logits are within 1e-4."""
+    """With Winograd's convolutions, as a user runs it, the logits are within 2e-5, too."""
     module, state = pair(name, torch.float32)
     images = rng.standard_normal((8, 32, 32, 3), np.float32)
     with jax.default_matmul_precision(None):
@@ -132,7 +132,7 @@ def test_default_algorithms_stay_near_torch(name, rng):
         theirs = module.eval()(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
     relative = np.abs(ours - theirs).max() / np.abs(theirs).max()
     print(name, "default algorithms, logits", relative)
-    assert relative <= 1e-4
+    assert relative <= 2e-5
 
 
 class SameSide(torch.nn.Module):
