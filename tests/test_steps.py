@@ -1,5 +1,7 @@
 """The pure step, the schedule, the order of the images, and evaluation."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,27 @@ def test_step_is_pure_traced_once_and_donates(digits, resnet_state, monkeypatch)
     assert int(totals.count) == 6 * 16
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
     jax.tree.map(np.testing.assert_array_equal, first.batch_stats, second.batch_stats)
+
+
+@pytest.mark.slow
+def test_a_scan_of_steps_is_the_same_steps(digits):
+    """In float64 and with a small rate, where rounding cannot grow."""
+    with jax.enable_x64(True):
+        model = create_model("resnet50_layer4", dtype="float64")
+        examples = jax.device_put(data.Examples(*(a[:24] for a in digits.train)))
+        key, order_key = jax.random.split(jax.random.key(1))
+        order = epoch_order(order_key, 0, examples=24, batch_size=8)
+        ends = []
+        for count in (1, 3):
+            state = create_state(jax.random.key(0), model, make_optimizer(1e-5))
+            totals = steps.Metrics.zeros()
+            for _ in range(3 // count):
+                state, totals = steps.train_steps_at(
+                    state, totals, examples, order, key, augment=True, count=count
+                )
+            ends.append((state.params, state.batch_stats, totals))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), *ends)
+    assert int(ends[0][2].count) == 24
 
 
 def test_dropout_differs_by_step_and_is_off_in_evaluation(digits):
