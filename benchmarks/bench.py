@@ -113,9 +113,9 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     processor = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            processor = line.partition(":")[2].strip()
+    for entry in Path("/proc/cpuinfo").read_text().splitlines():
+        if entry.startswith("model name"):
+            processor = entry.partition(":")[2].strip()
             break
     return {
         "processor": processor,

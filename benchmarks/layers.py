@@ -77,11 +77,12 @@ def widths(batch_size: int) -> Counter[Layer]:
 
 def candidates(layer: Layer) -> Iterator[str]:
     """The algorithms that can run a layer in bearable time."""
-    (_, height, width, _), (kernel_height, kernel_width, _, _), stride, padding = layer
-    chosen = conv.choose(*layer[:2], stride=stride, padding=padding, dtype="float32", backend="cpu")
+    image_shape, kernel_shape, stride, padding = layer
+    chosen = conv.choose(
+        image_shape, kernel_shape, stride=stride, padding=padding, dtype="float32", backend="cpu"
+    )
     yield chosen
-    small = height < kernel_height or width < kernel_width
-    if chosen != "xla" and not small:  # XLA's own takes about a second there
+    if chosen not in ("xla", "dense"):  # where dense is chosen, XLA's own takes about a second
         yield "xla"
 
 
