@@ -107,14 +107,11 @@ def test_winograd_is_exact_up_to_rounding():
 
 @settings(deadline=None, max_examples=10)
 @given(
-    rows=st.integers(1, 70),
+    rows=st.integers(1, 70),  # even and odd ones take different ways
     inner=st.integers(1, 130),
     columns=st.integers(1, 130),
-    whole=st.booleans(),
 )
-def test_bfloat16_product_and_its_gradients(rows, inner, columns, whole):
-    if whole:  # the fast path
-        inner, columns = -(-inner // 32) * 32, -(-columns // 32) * 32
+def test_bfloat16_product_and_its_gradients(rows, inner, columns):
     a, b = draw(rows, (rows, inner), (inner, columns), "bfloat16")
     ours = all_of(matmul, a, b)
     exact = (np.asarray(m, np.float64) for m in (a, b))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcifar.ops.matmul import product, transpose
+from jaxcifar.ops.matmul import matmul, over_rows
 
 # For each pixel of the image and each of the result, where in the kernel their weight is.
 Taps = tuple[tuple[tuple[int, int] | None, ...], ...]
@@ -40,7 +40,7 @@ def dense(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Arr
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dense(x: jax.Array, kernel: jax.Array, taps: Taps) -> jax.Array:
-    return product(x, _unroll(kernel, taps))
+    return matmul(x, _unroll(kernel, taps))
 
 
 def _forward(
@@ -54,8 +54,8 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     # Transposing the kernel before it is unrolled is cheaper than the matrix after.
-    d_x = product(dy, _unroll(kernel.swapaxes(2, 3), tuple(zip(*taps, strict=True))))
-    return d_x, _roll(product(transpose(x), dy), taps, kernel)
+    d_x = matmul(dy, _unroll(kernel.swapaxes(2, 3), tuple(zip(*taps, strict=True))))
+    return d_x, _roll(over_rows(x, dy), taps, kernel)
 
 
 _dense.defvjp(_forward, _backward)
