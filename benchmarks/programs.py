@@ -27,7 +27,7 @@ def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> 
     import jax
     import jax.numpy as jnp
 
-    from jaxcifar import state, steps
+    from jaxcifar import runtime, state, steps
     from jaxcifar.data import Examples
     from jaxcifar.models import create_model
 
@@ -48,7 +48,7 @@ def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> 
     order = state.epoch_order(jax.random.key(1), 0, examples=IMAGES, batch_size=batch_size)
     key = jax.random.key(2)
 
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = runtime.computes_on_cpu()
 
     def train(count: int) -> None:
         nonlocal train_state, totals

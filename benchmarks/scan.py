@@ -8,7 +8,7 @@ import time
 
 import jax
 
-from jaxcifar import state, steps, train
+from jaxcifar import runtime, state, steps
 from jaxcifar.data import Examples
 from jaxcifar.models import create_model
 
@@ -37,7 +37,7 @@ def main() -> None:
             if attempt:  # the first compiles
                 took = (time.perf_counter() - start) / 4
                 seconds[name] = min(took, seconds.get(name, took))
-    used = "the loop" if train._dispatches_each_step() else "scan"
+    used = "the loop" if runtime.computes_on_cpu() else "scan"
     print(
         f"loop {seconds['loop']:.3f} s, scan {seconds['scan']:.3f} s a step: scan takes"
         f" {seconds['scan'] / seconds['loop']:.2f} times the loop; training uses {used}"

@@ -1,27 +1,28 @@
 """Checkpoints with Orbax: the state, the epoch's running sums, and the configuration."""
 
+import hashlib
 import json
 import logging
+import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from jaxcifar.config import TrainConfig
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, one_line
 from jaxcifar.state import TrainState
 from jaxcifar.steps import Metrics
 
+FOLDER = "checkpoints"
 VAL_ACCURACY = "val_accuracy"
-
-
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether there is something to resume in a run's folder."""
-    folder = workdir / "checkpoints"
-    return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
+DIGEST = "sha256_of_values"
 
 
 @contextmanager
@@ -30,20 +31,26 @@ def open_checkpoints(workdir: Path, *, keep: int) -> Iterator[ocp.training.Check
 
     The last ``keep`` are kept, and the one with the best validation accuracy.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each save to the log
+    for name in ("absl", "asyncio"):  # Orbax and its threads report there what we say in a line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     policies = ocp.training.preservation_policies
     best = policies.BestN(
         get_metric_fn=lambda metrics: metrics[VAL_ACCURACY],
         n=1,
         keep_checkpoints_without_metrics=False,
     )
-    with ocp.training.Checkpointer(
-        (workdir / "checkpoints").absolute(),
+    checkpointer = ocp.training.Checkpointer(
+        (workdir / FOLDER).absolute(),
         save_decision_policy=_Always(),
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         cleanup_tmp_directories=True,
-    ) as checkpointer:
+    )
+    try:
         yield checkpointer
+        finish(checkpointer)
+    finally:
+        with suppress(Exception):  # what cannot be written has been said
+            checkpointer.close()
 
 
 class _Always:
@@ -54,6 +61,19 @@ class _Always:
         return True
 
 
+@contextmanager
+def _explained(checkpointer: ocp.training.Checkpointer) -> Iterator[None]:
+    """Says what to do when a checkpoint could not be written, be it the one before."""
+    try:
+        yield
+    except Exception as error:  # of Orbax, tensorstore or the system, from another thread
+        raise UserError(
+            f"a checkpoint could not be written to {checkpointer.directory}"
+            f" ({one_line(str(error))[:120]}): those before"
+            " it are whole; make room, then go on with --resume"
+        ) from error
+
+
 def save(
     checkpointer: ocp.training.Checkpointer,
     state: TrainState,
@@ -62,43 +82,104 @@ def save(
     *,
     val_accuracy: float | None = None,
 ) -> None:
-    """Saves under the state's step; a step that is there already is left as it is."""
+    """Saves under the state's step; a step that is there already is left as it is.
+
+    Returns when the values are copied; they are written while training goes on.
+
+    Raises:
+      UserError: this or the save before failed.
+    """
     step = int(state.step)
     if checkpointer.latest is not None and checkpointer.latest.step >= step:
         return
-    checkpointer.save(
-        step,
-        _tree(state, totals),
-        metrics=None if val_accuracy is None else {VAL_ACCURACY: val_accuracy},
-        custom_metadata=json.loads(config.to_json()),
-    )
+    # Copies: the next step takes the state's memory.
+    tree = jax.tree.map(np.array, _tree(state, totals))
+    with _explained(checkpointer):
+        checkpointer.save_async(
+            step,
+            tree,
+            metrics=None if val_accuracy is None else {VAL_ACCURACY: val_accuracy},
+            custom_metadata={**json.loads(config.to_json()), DIGEST: digest(tree)},
+        )
+
+
+def finish(checkpointer: ocp.training.Checkpointer) -> None:
+    """Waits until what was saved is whole.
+
+    Raises:
+      UserError: it could not be written.
+    """
+    with _explained(checkpointer):
+        checkpointer.wait()
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of all values of a tree, with their paths, dtypes and shapes, in hexadecimal."""
+    total = hashlib.sha256()
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for name, array in sorted(leaves.items()):  # of a dict as of a dataclass
+        total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
 
 
 def restore(
     checkpointer: ocp.training.Checkpointer, state: TrainState, totals: Metrics
 ) -> tuple[TrainState, Metrics]:
-    """Loads the last checkpoint into the shape of a fresh state and totals.
+    """Loads the last whole checkpoint into the shape and the places of a state and totals.
+
+    A damaged one is set aside as ``damaged-STEP`` in the run's folder, with a line about it.
 
     Raises:
-      UserError: it is damaged, or of another model.
+      UserError: none is whole.
     """
-    latest = checkpointer.latest
-    if latest is None:
+    if checkpointer.latest is None:
         raise UserError(
             f"there is no whole checkpoint in {checkpointer.directory}: start without --resume"
         )
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(state, totals)
+    damaged = []
+    for found in reversed(checkpointer.checkpoints):
+        try:
+            tree = _load(checkpointer, found.step, _tree(state, totals))
+        except Exception as error:  # whatever tensorstore and Orbax raise on bad bytes or shapes
+            damaged.append((found.step, one_line(str(error))[:120]))
+            continue
+        for step, reason in damaged:
+            _set_aside(checkpointer, step, reason)
+        if damaged:
+            print(f"Warning: resuming from step {found.step} instead", file=sys.stderr)
+        totals = tree.pop("totals")
+        return state.replace(**tree), totals
+    reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
+    raise UserError(
+        f"no checkpoint in {checkpointer.directory} can be read ({reasons}): restore one from a"
+        " copy, or start in another --workdir"
     )
-    try:
-        tree = checkpointer.load(latest, abstract)
-    except Exception as error:  # whatever tensorstore and Orbax raise on bad bytes or shapes
-        raise UserError(
-            f"{checkpointer.directory / str(latest.step)} cannot be read ({error}); delete it to"
-            " resume from the one before"
-        ) from error
-    totals = tree.pop("totals")
-    return state.replace(**tree), totals
+
+
+def _load(checkpointer: ocp.training.Checkpointer, step: int, like: Any) -> Any:
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+    )
+    expected = (checkpointer.metadata(step).custom_metadata or {}).get(DIGEST)
+    tree = checkpointer.load(step, abstract)
+    if digest(tree) != expected:
+        raise UserError("its values are not those that were saved")
+    return tree
+
+
+def _set_aside(checkpointer: ocp.training.Checkpointer, step: int, reason: str) -> None:
+    folder = Path(checkpointer.directory) / str(step)
+    aside = folder.parents[1] / f"damaged-{step}"
+    print(f"Warning: {folder} is damaged ({reason}); it is now {aside}", file=sys.stderr)
+    if jax.process_index() == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    multihost_utils.sync_global_devices("jaxcifar: damaged checkpoint set aside")
+    checkpointer.reload()
 
 
 def _tree(state: TrainState, totals: Metrics) -> dict[str, Any]:

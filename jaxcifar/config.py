@@ -27,6 +27,7 @@ def option(
     help: str,
     *,
     may_change: bool = False,
+    of_process: bool = False,
     positional: bool = False,
     metavar: str = "PATH",
 ) -> Any:
@@ -36,12 +37,14 @@ def option(
       default: ``REQUIRED``, or the value of a flag that is not given.
       help: shown by ``--help``.
       may_change: a resumed run may set it anew.
+      of_process: it is of one process of a run, and not saved.
       positional: given by its place on the command line, without a flag.
       metavar: what ``--help`` calls the value of a text.
     """
     metadata = {
         "help": help,
-        "may_change": may_change,
+        "may_change": may_change or of_process,
+        "of_process": of_process,
         "positional": positional,
         "metavar": metavar,
     }
@@ -123,6 +126,21 @@ class TrainConfig:
         "do not keep compiled programs in the user's cache folder for the next run",
         may_change=True,
     )
+    on_nonfinite: Literal["stop", "skip"] = option(
+        "stop",
+        "at a loss that is not finite, stop, or skip the updates whose loss or gradients are not"
+        " and count them",
+        may_change=True,
+    )
+    coordinator: str | None = option(
+        None,
+        "to train with several processes, HOST:PORT of process 0, the same for all; auto takes"
+        " this and the next two from Slurm, Kubernetes, Open MPI or the TPU",
+        of_process=True,
+        metavar="HOST:PORT",
+    )
+    num_processes: int | None = option(None, "how many processes train together", of_process=True)
+    process_id: int | None = option(None, "which of them this one is, from 0", of_process=True)
     log_every: int = option(100, "steps between two reports of the loss", may_change=True)
     checkpoint_every: int = option(
         0, "steps between two checkpoints, besides one after each epoch (0: none)", may_change=True
@@ -155,8 +173,26 @@ class TrainConfig:
                 self._reject(name, "at least 0 and below 1")
         if self.ema and self.init_from is None:
             raise UserError("--ema chooses among the weights of --init-from: give that, too")
+        given = [self.num_processes is not None, self.process_id is not None]
+        if any(given) and (self.coordinator in (None, "auto") or not all(given)):
+            raise UserError("--coordinator HOST:PORT, --num-processes and --process-id go together")
+        if self.coordinator not in (None, "auto"):
+            self._check_processes()
         if self.resume and self.workdir is None:
             raise UserError("--resume needs --workdir, the folder of the run to continue")
+
+    def _check_processes(self) -> None:
+        host, _, port = str(self.coordinator).rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            self._reject("coordinator", "HOST:PORT or auto")
+        if self.num_processes is None or self.process_id is None:
+            raise UserError(
+                f"--coordinator {self.coordinator} needs --num-processes and --process-id"
+            )
+        if self.num_processes < 1:
+            self._reject("num_processes", "at least 1")
+        if not 0 <= self.process_id < self.num_processes:
+            self._reject("process_id", f"from 0 to {self.num_processes - 1}")
 
     def _reject(self, name: str, expected: str) -> None:
         raise UserError(f"{flag(name)} must be {expected}, got {getattr(self, name)!r}")
@@ -167,8 +203,10 @@ class TrainConfig:
         return self.augment == "crop-flip" or (self.augment == "auto" and self.dataset == "cifar10")
 
     def to_json(self) -> str:
-        """The options as JSON text, which ``from_json`` reads back equal."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """The options as JSON text for ``from_json``, without those of one process."""
+        own = {f.name for f in dataclasses.fields(self) if f.metadata["of_process"]}
+        saved = {n: value for n, value in dataclasses.asdict(self).items() if n not in own}
+        return json.dumps(saved, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, path: Path) -> Self:

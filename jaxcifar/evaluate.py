@@ -9,6 +9,8 @@ from jaxcifar.config import REQUIRED, DatasetName, option
 from jaxcifar.errors import UserError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jaxcifar.data import Examples
     from jaxcifar.state import TrainState
     from jaxcifar.steps import Metrics
@@ -30,25 +32,31 @@ class EvaluateConfig:
     batch_size: int = option(500, "images at a time; it does not change the result")
 
 
-def evaluate(state: "TrainState", examples: "Examples", *, batch_size: int) -> "Metrics":
+def evaluate(
+    state: "TrainState", examples: "Examples", *, batch_size: int, mesh: "Mesh | None" = None
+) -> "Metrics":
     """Sums the metrics over every image; the last batch is filled up and masked.
 
     Args:
       state: what is evaluated; it is not donated.
       examples: the split, on the host or, better, on the device.
       batch_size: images at a time; it does not change the result.
+      mesh: devices that hold both and share the work; None means the default one.
     """
-    import jax
-    import jax.numpy as jnp
     import numpy as np
 
+    from jaxcifar import sharding
     from jaxcifar.steps import Metrics, eval_step_at
 
+    if mesh is not None:
+        batch_size += -batch_size % mesh.size
     totals = Metrics.zeros()
     for start in range(0, len(examples.labels), batch_size):
-        indices = jnp.asarray(np.arange(start, start + batch_size, dtype=np.int32))
+        indices = np.arange(start, start + batch_size, dtype=np.int32)
+        if mesh is not None:
+            indices = sharding.put(indices, sharding.split(mesh))
         totals = eval_step_at(state, totals, examples, indices)
-        if start == 0 and jax.default_backend() == "cpu":
+        if start == 0:
             runtime.keep_freed_memory()
     return totals
 
@@ -66,10 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--batch-size must be at least 1, got {config.batch_size}")
 
     runtime.dispatch_in_turn()
-    import jax
     import optax
 
-    from jaxcifar import compile_cache, data, weights
+    from jaxcifar import compile_cache, data, sharding, weights
     from jaxcifar.state import state_from
 
     compile_cache.enable()
@@ -79,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = data.load(name, config.data_dir)
     loaded.require_classes(config.checkpoint, name, len(dataset.class_names))
     state = state_from(loaded.variables, loaded.build(), optax.identity())
-    test = jax.device_put(dataset.test)
-    loss, accuracy = evaluate(state, test, batch_size=config.batch_size).means()
+    mesh = sharding.make_mesh()
+    state, test = sharding.put((state, dataset.test), sharding.replicated(mesh))
+    loss, accuracy = evaluate(state, test, batch_size=config.batch_size, mesh=mesh).means()
     print(f"{loaded.model}, loss {loss:.4f} on {len(test.labels)} test images of {name}")
     print(f"Accuracy of the model on the test images: {100 * accuracy:.2f} %")
 

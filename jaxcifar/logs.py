@@ -18,10 +18,11 @@ class Progress:
     Args:
       total: images in the whole run.
       done: images trained on before this process.
+      silent: show nothing, as all but one process of a run do.
     """
 
-    def __init__(self, total: int, done: int) -> None:
-        self._total, self._done = total, done
+    def __init__(self, total: int, done: int, *, silent: bool = False) -> None:
+        self._total, self._done, self._silent = total, done, silent
         self._clock: tuple[float, int] | None = None
         self._bar = tqdm(
             total=total,
@@ -29,7 +30,7 @@ class Progress:
             desc="compiling",
             smoothing=0.05,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=silent or not sys.stderr.isatty(),
             bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images{postfix}",
         )
 
@@ -51,13 +52,16 @@ class Progress:
 
     def result(self, line: str) -> None:
         """Prints a line of results, above the bar."""
+        if self._silent:
+            return
         self._bar.clear()
         print(line, flush=True)
         self._bar.refresh()
 
     def note(self, line: str) -> None:
         """Prints a line about the run, above the bar."""
-        tqdm.write(line, file=sys.stderr)
+        if not self._silent:
+            tqdm.write(line, file=sys.stderr)
 
     def note_pace(self) -> None:
         """In a log, where there is no bar: the speed and the time left, as a line."""
@@ -82,13 +86,17 @@ class MetricWriter:
       workdir: the run's folder.
       step: where the run stands: records beyond it are of a past that a resumed run
         does not share, and are removed.
+      silent: keep the records in memory only, as all but one process of a run do.
     """
 
-    def __init__(self, workdir: Path, step: int) -> None:
+    def __init__(self, workdir: Path, step: int, *, silent: bool = False) -> None:
         from tensorboardX import SummaryWriter
 
         path = workdir / "metrics.jsonl"
         self.records = [r for r in read_metrics(path) if r["step"] <= step]
+        self._silent = silent
+        if silent:
+            return
         path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
@@ -98,14 +106,17 @@ class MetricWriter:
         numbers = {name: value for name, value in values.items() if value is not None}
         record = {"step": step, "split": split, **numbers}
         self.records.append(record)
+        if self._silent:
+            return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in numbers.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._events.close()
+        if not self._silent:
+            self._file.close()
+            self._events.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

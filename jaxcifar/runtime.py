@@ -1,15 +1,23 @@
-"""What a process that computes on a CPU asks of the C library and of JAX.
+"""What a process asks of the system, the C library and JAX.
 
-A step needs several hundred MB for a moment. By default glibc returns such memory to the
+On a CPU a step needs several hundred MB for a moment. By default glibc returns such memory to the
 system after each step and gets it back page by page, which took a fifth of the time of a
 step where measured; and steps that are dispatched ahead of time hold theirs at once.
 """
 
 import ctypes
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 from jaxcifar.compile_cache import cpu_flags
+from jaxcifar.errors import UserError, one_line
+
+WAIT_SECONDS = 60  # for the other processes of a run
 
 # mallopt's parameters, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -33,6 +41,81 @@ def dispatch_in_turn() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
+def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+    """Makes this process one of several that compute together; call it before jax computes.
+
+    Args:
+      coordinator: ``HOST:PORT`` of process 0, or ``auto``: jax finds everything in the
+        cluster's environment.
+      num_processes: how many there are.
+      process_id: which one this is.
+
+    Raises:
+      UserError: they did not find each other.
+    """
+    import jax
+
+    if jax.distributed.is_initialized():
+        return
+    jax.config.update("jax_enable_preemption_service", False)  # the loop minds signals itself
+    try:
+        jax.distributed.initialize(
+            None if coordinator == "auto" else coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=WAIT_SECONDS,
+            heartbeat_timeout_seconds=WAIT_SECONDS // 3,
+            shutdown_timeout_seconds=WAIT_SECONDS // 3,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the processes did not find each other ({error}): start all of them within"
+            f" {WAIT_SECONDS} seconds, with the same --coordinator"
+        ) from error
+
+
+def leave(error: Exception) -> NoReturn:
+    """Ends a process whose others are gone, without waiting for them."""
+    print(
+        f"jaxcifar: error: another process of the run has ended ({one_line(str(error))[:200]}):"
+        " start all of them again with --resume",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
+
+
+def agreed(flag: bool) -> bool:
+    """Whether the flag is set in any process; each of them has to ask."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one kills as usual."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may handle signals
+        return
+
+    def handle(signum: int, frame: object) -> None:
+        received.append(signum)
+        signal.signal(signum, old[signum])
+
+    old = {int(s): signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
+
+
 def warn_of_slow_bfloat16() -> None:
     """Prints a line where the processor is known to lack bfloat16 instructions."""
     flags = cpu_flags().split()
@@ -44,12 +127,21 @@ def warn_of_slow_bfloat16() -> None:
 
 
 def keep_freed_memory() -> None:
-    """From here on freed memory stays with the process; call it once the step is compiled.
+    """On a CPU, freed memory stays with the process from here on; call it after the first step.
 
     Earlier, what the compiler frees would be kept in pieces. Without glibc nothing happens.
     """
+    if not computes_on_cpu():
+        return
     _mallopt(_MMAP_MAX, 0)
     _mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def computes_on_cpu() -> bool:
+    """Whether JAX's devices are CPUs."""
+    import jax
+
+    return jax.default_backend() == "cpu"
 
 
 def _mallopt(parameter: int, value: int) -> None:

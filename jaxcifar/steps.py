@@ -1,6 +1,7 @@
 """The pure steps: what one batch does to the state, and what the state says of one batch."""
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any, Self
 
@@ -23,20 +24,28 @@ class Metrics:
       loss_sum: of the cross-entropies, in nats, float32 (or wider) scalar.
       correct: images whose largest logit is the label's, int32 scalar.
       count: images, int32 scalar.
+      nonfinite: updates with a loss that is not finite, or that were skipped; int32 scalar.
     """
 
     loss_sum: jax.Array
     correct: jax.Array
     count: jax.Array
+    nonfinite: jax.Array
 
     @classmethod
     def zeros(cls) -> Self:
         """No images yet."""
-        return cls(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+        none = jnp.zeros((), jnp.int32)
+        return cls(jnp.zeros(()), none, none, none)
 
     def means(self) -> tuple[float, float]:
-        """Mean loss and accuracy, the latter from 0 to 1; waits for the device."""
+        """Mean loss and accuracy, the latter from 0 to 1; waits for the device.
+
+        Both are not a number where no image was counted.
+        """
         sums = jax.device_get(self)
+        if sums.count == 0:
+            return math.nan, math.nan
         return float(sums.loss_sum) / int(sums.count), int(sums.correct) / int(sums.count)
 
 
@@ -67,7 +76,12 @@ def loss_fn(
 
 
 def train_step(
-    state: TrainState, batch: Examples, key: jax.Array, *, augment: bool = False
+    state: TrainState,
+    batch: Examples,
+    key: jax.Array,
+    *,
+    augment: bool = False,
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """One update: augment, forward, backward, Adam. Pure; jit it with ``donate_argnums=0``.
 
@@ -77,9 +91,12 @@ def train_step(
       key: the run's key; the step's own is folded from it and ``state.step``, so the same
         key serves all steps.
       augment: crop and flip at random (static under jit).
+      skip_nonfinite: where the loss or a gradient is not finite, count the step and leave
+        everything else as it is (static under jit).
 
     Returns:
-      The next state, and the batch's metrics under the old parameters.
+      The next state, and the batch's metrics under the old parameters; those of a skipped
+      batch count no image.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     images = augment_images(augment_key, batch.images) if augment else batch.images
@@ -87,7 +104,14 @@ def train_step(
     grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(
         state.params, state, images, batch.labels, dropout_key
     )
-    return state.apply_gradients(grads=grads, batch_stats=batch_stats), metrics
+    new_state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
+    finite = jnp.isfinite(metrics.loss_sum)
+    if skip_nonfinite:
+        finite &= all_finite(grads)
+        select = partial(jax.tree.map, partial(jnp.where, finite))
+        new_state = select(new_state, state.replace(step=new_state.step))
+        metrics = select(metrics, Metrics.zeros())
+    return new_state, dataclasses.replace(metrics, nonfinite=1 - finite.astype(jnp.int32))
 
 
 def eval_step(state: TrainState, batch: Examples, mask: jax.Array) -> Metrics:
@@ -100,7 +124,7 @@ def eval_step(state: TrainState, batch: Examples, mask: jax.Array) -> Metrics:
     return _sums(_cross_entropy(logits, batch.labels), logits, batch.labels, mask)
 
 
-@partial(jax.jit, donate_argnums=0, static_argnames=("augment", "count"))
+@partial(jax.jit, donate_argnums=0, static_argnames=("augment", "skip_nonfinite", "count"))
 def train_steps_at(
     state: TrainState,
     totals: Metrics,
@@ -109,6 +133,7 @@ def train_steps_at(
     key: jax.Array,
     *,
     augment: bool,
+    skip_nonfinite: bool = False,
     count: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """``train_step`` on the batches that the state's step finds in the epoch's order.
@@ -120,6 +145,7 @@ def train_steps_at(
       order: the epoch's order, ``(steps, N)``.
       key: the run's key.
       augment: static.
+      skip_nonfinite: static.
       count: steps in this one dispatch (static). Leave it at 1 on a CPU, where XLA's own
         convolution is some 50 times slower inside a loop than outside.
 
@@ -130,7 +156,9 @@ def train_steps_at(
     def step(carry: tuple[TrainState, Metrics], _: None) -> tuple[tuple[TrainState, Metrics], None]:
         state, totals = carry
         batch = _gather(examples, order[state.step % order.shape[0]])
-        state, metrics = train_step(state, batch, key, augment=augment)
+        state, metrics = train_step(
+            state, batch, key, augment=augment, skip_nonfinite=skip_nonfinite
+        )
         return (state, jax.tree.map(jnp.add, totals, metrics)), None
 
     carry = (state, totals)
@@ -145,6 +173,12 @@ def eval_step_at(
     mask = indices < examples.labels.shape[0]
     batch = _gather(examples, jnp.where(mask, indices, 0))
     return jax.tree.map(jnp.add, totals, eval_step(state, batch, mask))
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every value of a tree of floats is finite; a bool scalar."""
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _gather(examples: Examples, indices: jax.Array) -> Examples:
@@ -169,4 +203,5 @@ def _sums(
         jnp.sum(jnp.where(mask, losses, 0)),
         jnp.sum(correct, dtype=jnp.int32),
         jnp.sum(mask, dtype=jnp.int32),
+        jnp.zeros((), jnp.int32),
     )

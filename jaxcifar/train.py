@@ -3,22 +3,27 @@
 import dataclasses
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from datetime import datetime
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from jaxcifar import cli, runtime
-from jaxcifar.config import TrainConfig, flag
+from jaxcifar import cli, runtime, workdir
+from jaxcifar.config import TrainConfig
 from jaxcifar.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxcifar.state import TrainState
-    from jaxcifar.weights import Weights
+    import jax
+    import optax
+    from jax.sharding import Mesh
+    from orbax.checkpoint import v1 as ocp
 
-CONFIG_FILE = "config.json"
+    from jaxcifar.data import Examples
+    from jaxcifar.logs import MetricWriter, Progress
+    from jaxcifar.state import TrainState
+    from jaxcifar.steps import Metrics
+    from jaxcifar.weights import Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,29 +44,119 @@ class History:
     state: "TrainState"
 
 
+class Run(NamedTuple):
+    """What stays the same all through a run.
+
+    Attributes:
+      config: with the learning rate resolved.
+      folder: the run's.
+      mesh: the devices.
+      train: the images trained on, whole on each device.
+      val: those held out, or None.
+      test: the test images.
+      schedule: the learning rate by steps.
+      order_key: draws the order of each epoch.
+      step_key: draws crops, flips and dropout.
+      steps_per_epoch: full batches in ``train``.
+    """
+
+    config: TrainConfig
+    folder: Path
+    mesh: "Mesh"
+    train: "Examples"
+    val: "Examples | None"
+    test: "Examples"
+    schedule: "optax.Schedule"
+    order_key: "jax.Array"
+    step_key: "jax.Array"
+    steps_per_epoch: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
+
+
+class Outputs(NamedTuple):
+    """Where a run leaves what it finds."""
+
+    progress: "Progress"
+    writer: "MetricWriter"
+    checkpoints: "ocp.training.Checkpointer"
+
+
 def train_and_evaluate(config: TrainConfig) -> History:
     """Trains as configured and evaluates on the test images.
 
     SIGINT and SIGTERM leave a checkpoint between two steps and say how to resume.
 
     Raises:
-      UserError: the configuration does not fit the data or the folder.
+      UserError: the configuration does not fit the data, the devices or the folder; the loss
+        is not finite; a checkpoint cannot be written.
       KeyboardInterrupt: after a signal, with its number as argument.
     """
     runtime.dispatch_in_turn()
+    if config.coordinator is not None:
+        runtime.join(config.coordinator, config.num_processes, config.process_id)
     initial = _initial_weights(config)
-    workdir = _prepare_workdir(config)
-    learning_rate = _learning_rate(config, workdir, initial)
+    folder = workdir.choose(config)
+    learning_rate = _learning_rate(config, folder, initial)
     config = dataclasses.replace(config, learning_rate=learning_rate)
 
     import jax
 
-    from jaxcifar import checkpoint, compile_cache, data, models, state, steps
+    from jaxcifar import checkpoint
     from jaxcifar.evaluate import evaluate
     from jaxcifar.logs import MetricWriter, Progress
 
+    with ExitStack() as stack:
+        silent = jax.process_index() > 0
+        if not silent:
+            stack.enter_context(workdir.locked(folder))
+        run, state, totals = _prepare(config, folder, initial)
+        del initial
+        checkpoints = stack.enter_context(checkpoint.open_checkpoints(folder, keep=config.keep))
+        if config.resume:
+            state, totals = checkpoint.restore(checkpoints, state, totals)
+        start = int(state.step)
+        if start > run.total_steps:
+            raise UserError(
+                f"{folder} stands at step {start}, beyond the {run.total_steps} steps of"
+                f" --epochs {config.epochs}: ask for more epochs"
+            )
+        if not silent:
+            workdir.write_config(folder, config)
+        writer = stack.enter_context(closing(MetricWriter(folder, start, silent=silent)))
+        images = config.batch_size * run.total_steps
+        progress = Progress(images, config.batch_size * start, silent=silent)
+        stack.callback(progress.close)
+        outputs = Outputs(progress, writer, checkpoints)
+        try:
+            state = _train(run, state, totals, outputs)
+            loss, accuracy = evaluate(
+                state, run.test, batch_size=config.batch_size, mesh=run.mesh
+            ).means()
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() > 1:
+                runtime.leave(error)
+            raise
+        progress.close()
+        progress.result(f"Accuracy of the model on the test images: {100 * accuracy:.2f} %")
+        writer.write(run.total_steps, "test", loss=loss, accuracy=accuracy)
+        return History(folder, writer.records, accuracy, state)
+
+
+def _prepare(
+    config: TrainConfig, folder: Path, initial: "Weights | None"
+) -> "tuple[Run, TrainState, Metrics]":
+    """Loads the data and builds the first state, both on all devices."""
+    import jax
+
+    from jaxcifar import compile_cache, data, models, sharding, state, steps
+
     if config.compile_cache:
         compile_cache.enable()
+    mesh = sharding.make_mesh()
+    sharding.require_divisible(config.batch_size, mesh)
     dataset = data.load(config.dataset, config.data_dir)
     train, val = data.hold_out(dataset.train, config.val_fraction)
     steps_per_epoch = len(train.labels) // config.batch_size
@@ -69,7 +164,6 @@ def train_and_evaluate(config: TrainConfig) -> History:
         raise UserError(
             f"--batch-size {config.batch_size} is more than the {len(train.labels)} training images"
         )
-    total_steps = config.epochs * steps_per_epoch
     model = models.create_model(
         config.model,
         num_classes=len(dataset.class_names),
@@ -78,129 +172,187 @@ def train_and_evaluate(config: TrainConfig) -> History:
     )
     if initial:
         initial.require_classes(str(config.init_from), config.dataset, len(dataset.class_names))
-    if config.precision == "bfloat16" and jax.default_backend() == "cpu":
+    if config.precision == "bfloat16" and runtime.computes_on_cpu():
         runtime.warn_of_slow_bfloat16()
+    assert config.learning_rate is not None
     schedule = state.make_schedule(
-        learning_rate,
+        config.learning_rate,
         decay_rate=config.decay_rate,
         decay_steps=config.decay_epochs * steps_per_epoch,
     )
+    everywhere = sharding.replicated(mesh)
+
     # Everything random is drawn from these, the epoch and the step: resuming needs no more.
-    init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
+    @partial(jax.jit, out_shardings=everywhere)
+    def draw_keys() -> jax.Array:
+        return jax.random.split(jax.random.key(config.seed), 3)
+
+    init_key, order_key, step_key = draw_keys()
     optimizer = state.make_optimizer(schedule)
     if initial:
-        train_state = state.state_from(initial.variables, model, optimizer, adam=initial.adam)
-        del initial
+        first = state.state_from(initial.variables, model, optimizer, adam=initial.adam)
     else:
-        train_state = state.create_state(init_key, model, optimizer)
-    totals = steps.Metrics.zeros()
-    train, val, test = jax.device_put((train, val, dataset.test))
+        first = state.create_state(init_key, model, optimizer)
+    first, totals, train, val, test = sharding.put(
+        (first, steps.Metrics.zeros(), train, val, dataset.test), everywhere
+    )
+    run = Run(
+        config, folder, mesh, train, val, test, schedule, order_key, step_key, steps_per_epoch
+    )
+    return run, first, totals
 
-    with ExitStack() as stack:
-        checkpoints = stack.enter_context(checkpoint.open_checkpoints(workdir, keep=config.keep))
-        if config.resume:
-            train_state, totals = checkpoint.restore(checkpoints, train_state, totals)
-        start = int(train_state.step)
-        if start > total_steps:
-            raise UserError(
-                f"{workdir} stands at step {start}, beyond the {total_steps} steps of"
-                f" --epochs {config.epochs}: ask for more epochs"
-            )
-        _write_config(workdir, config)
-        writer = stack.enter_context(closing(MetricWriter(workdir, start)))
-        images = config.batch_size * total_steps
-        progress = Progress(images, min(images, config.batch_size * start))
-        stack.callback(progress.close)
-        signals = stack.enter_context(_signals())
 
-        def save(val_accuracy: float | None = None) -> None:
-            checkpoint.save(checkpoints, train_state, totals, config, val_accuracy=val_accuracy)
+def _train(
+    run: Run, train_state: "TrainState", totals: "Metrics", outputs: Outputs
+) -> "TrainState":
+    """Trains from where the state stands to the end, with reports and checkpoints."""
+    import jax
 
-        def report(step: int, totals: steps.Metrics) -> None:
-            epoch, done = divmod(step - 1, steps_per_epoch)
-            loss, accuracy = totals.means()
-            progress.result(
-                f"Epoch [{epoch + 1}/{config.epochs}], Step [{done + 1}/{steps_per_epoch}]"
-                f" Loss: {loss:.4f}"
-            )
-            progress.note_pace()
-            writer.write(
-                step,
-                "train",
-                epoch=epoch + 1,
-                loss=loss,
-                accuracy=accuracy,
-                learning_rate=float(schedule(step - 1)),
-                images_per_second=progress.images_per_second,
-            )
+    from jaxcifar import checkpoint, sharding, state, steps
 
-        one_by_one = _dispatches_each_step()
-        order, unreported = None, None
-        step = start
-        while step < total_steps:
+    config, steps_per_epoch = run.config, run.steps_per_epoch
+    one_by_one = runtime.computes_on_cpu()
+    by_step = sharding.split(run.mesh, axis=1)
+    order, unreported = None, None
+    step = start = int(train_state.step)
+    with runtime.signals() as signals:
+        while step < run.total_steps:
             epoch, step_in_epoch = divmod(step, steps_per_epoch)
             if order is None or step_in_epoch == 0:
                 order = state.epoch_order(
-                    order_key, epoch, examples=len(train.labels), batch_size=config.batch_size
+                    run.order_key,
+                    epoch,
+                    examples=len(run.train.labels),
+                    batch_size=config.batch_size,
                 )
+                order = jax.device_put(order, by_step)
             if step_in_epoch == 0:
-                totals = steps.Metrics.zeros()
-            # On an accelerator one dispatch goes to the next report or checkpoint.
+                totals = sharding.put(steps.Metrics.zeros(), sharding.replicated(run.mesh))
+            # On an accelerator one dispatch goes to the next report or checkpoint. On a CPU
+            # dispatch is cheap, and XLA's own convolution very slow inside a loop.
             count = 1 if one_by_one else _steps_to_pause(config, step, steps_per_epoch)
             train_state, totals = steps.train_steps_at(
-                train_state, totals, train, order, step_key, augment=config.augments, count=count
+                *(train_state, totals, run.train, order, run.step_key),
+                augment=config.augments,
+                skip_nonfinite=config.on_nonfinite == "skip",
+                count=count,
             )
             if unreported:  # read only now that the device has its next work
-                report(*unreported)
+                _report(run, outputs, *unreported)
                 unreported = None
             if one_by_one:
                 jax.block_until_ready(totals)
+                _check_loss(run, outputs, step + 1, totals)
                 if step == start:
                     runtime.keep_freed_memory()
             step += count
-            progress.advance(config.batch_size * count, f"epoch {epoch + 1}/{config.epochs}")
+            outputs.progress.advance(
+                config.batch_size * count, f"epoch {epoch + 1}/{config.epochs}"
+            )
 
             done = step_in_epoch + count
             ends_epoch = done == steps_per_epoch
-            stops = bool(signals) and step < total_steps
+            stops = runtime.agreed(bool(signals)) and step < run.total_steps
             every = config.checkpoint_every
             saves = ends_epoch or stops or bool(every and step % every == 0)
             if ends_epoch or done % config.log_every == 0:
                 unreported = step, totals
             if unreported and (one_by_one or saves):
-                report(*unreported)
+                _report(run, outputs, *unreported)
                 unreported = None
-            val_accuracy = None
-            if ends_epoch and val is not None:
-                loss, val_accuracy = evaluate(
-                    train_state, val, batch_size=config.batch_size
-                ).means()
-                progress.result(
-                    f"Accuracy of the model on the {len(val.labels)} validation images:"
-                    f" {100 * val_accuracy:.2f} %"
-                )
-                writer.write(step, "val", epoch=epoch + 1, loss=loss, accuracy=val_accuracy)
+            val_accuracy = _validate(run, outputs, step, train_state) if ends_epoch else None
             if saves:
-                save(val_accuracy)
+                _save(run, outputs, train_state, totals, val_accuracy)
             if stops:
-                progress.note(
-                    f"Stopped after step {step} of {total_steps}; continue with:"
-                    f" python -m jaxcifar.train --workdir {workdir} --resume"
+                checkpoint.finish(outputs.checkpoints)
+                outputs.progress.note(
+                    f"Stopped after step {step} of {run.total_steps}; continue with:"
+                    f" python -m jaxcifar.train --workdir {run.folder} --resume"
                 )
-                raise KeyboardInterrupt(signals[0])
-
-        loss, accuracy = evaluate(train_state, test, batch_size=config.batch_size).means()
-        progress.close()
-        progress.result(f"Accuracy of the model on the test images: {100 * accuracy:.2f} %")
-        writer.write(total_steps, "test", loss=loss, accuracy=accuracy)
-        return History(workdir, writer.records, accuracy, train_state)
+                raise KeyboardInterrupt(signals[0] if signals else signal.SIGTERM)
+    return train_state
 
 
-def _dispatches_each_step() -> bool:
-    """On a CPU, where XLA's own convolution is very slow inside a loop, and dispatch is cheap."""
-    import jax
+def _report(run: Run, outputs: Outputs, step: int, totals: "Metrics") -> None:
+    """Prints and logs the epoch's means after ``step`` updates."""
+    _check_loss(run, outputs, step, totals)
+    config = run.config
+    epoch, done = divmod(step - 1, run.steps_per_epoch)
+    loss, accuracy = totals.means()
+    skipped = int(totals.nonfinite)
+    outputs.progress.result(
+        f"Epoch [{epoch + 1}/{config.epochs}], Step [{done + 1}/{run.steps_per_epoch}]"
+        f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else "")
+    )
+    outputs.progress.note_pace()
+    outputs.writer.write(
+        step,
+        "train",
+        epoch=epoch + 1,
+        loss=loss,
+        accuracy=accuracy,
+        skipped=skipped or None,
+        learning_rate=float(run.schedule(step - 1)),
+        images_per_second=outputs.progress.images_per_second,
+    )
 
-    return jax.default_backend() == "cpu"
+
+def _check_loss(run: Run, outputs: Outputs, step: int, totals: "Metrics") -> None:
+    """Ends the run at the first loss that is not finite; after it none is."""
+    nonfinite = int(totals.nonfinite)
+    if nonfinite and run.config.on_nonfinite == "stop":
+        first = step - nonfinite + 1
+        _stop_nonfinite(run, outputs, f"the loss is not finite at step {first}", first)
+
+
+def _stop_nonfinite(run: Run, outputs: Outputs, what: str, step: int) -> NoReturn:
+    from jaxcifar import checkpoint
+
+    checkpoint.finish(outputs.checkpoints)
+    latest = outputs.checkpoints.latest
+    resume = f"python -m jaxcifar.train --workdir {run.folder} --resume --on-nonfinite skip"
+    raise UserError(
+        f"{what} of {run.total_steps}, learning rate {float(run.schedule(step - 1)):g}: "
+        + (
+            f"go on from the checkpoint of step {latest.step} with: {resume}"
+            if latest
+            else "there is no checkpoint yet; start again with a lower --learning-rate"
+        )
+    )
+
+
+def _validate(run: Run, outputs: Outputs, step: int, train_state: "TrainState") -> float | None:
+    """Prints, logs and returns the accuracy on the images held out, if there are any."""
+    from jaxcifar.evaluate import evaluate
+
+    if run.val is None:
+        return None
+    totals = evaluate(train_state, run.val, batch_size=run.config.batch_size, mesh=run.mesh)
+    loss, accuracy = totals.means()
+    outputs.progress.result(
+        f"Accuracy of the model on the {len(run.val.labels)} validation images:"
+        f" {100 * accuracy:.2f} %"
+    )
+    epoch = step // run.steps_per_epoch
+    outputs.writer.write(step, "val", epoch=epoch, loss=loss, accuracy=accuracy)
+    return accuracy
+
+
+def _save(
+    run: Run,
+    outputs: Outputs,
+    train_state: "TrainState",
+    totals: "Metrics",
+    val_accuracy: float | None,
+) -> None:
+    """Saves a state that is worth to go on from."""
+    from jaxcifar import checkpoint, steps
+
+    step = int(train_state.step)
+    _check_loss(run, outputs, step, totals)
+    if not steps.all_finite(train_state.params):
+        _stop_nonfinite(run, outputs, f"a parameter is not finite after step {step}", step)
+    checkpoint.save(outputs.checkpoints, train_state, totals, run.config, val_accuracy=val_accuracy)
 
 
 def _steps_to_pause(config: TrainConfig, step: int, steps_per_epoch: int) -> int:
@@ -210,29 +362,6 @@ def _steps_to_pause(config: TrainConfig, step: int, steps_per_epoch: int) -> int
     if config.checkpoint_every:
         pauses.append(config.checkpoint_every - step % config.checkpoint_every)
     return min(pauses)
-
-
-def _prepare_workdir(config: TrainConfig) -> Path:
-    """The run's folder, made if need be; refuses to mix two runs."""
-    from jaxcifar import checkpoint
-
-    name = f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
-    workdir = Path(config.workdir or Path("runs") / name)
-    if config.resume:
-        saved = TrainConfig.from_json(workdir / CONFIG_FILE)
-        for field in dataclasses.fields(TrainConfig):
-            old, new = getattr(saved, field.name), getattr(config, field.name)
-            if new not in (old, None) and not field.metadata["may_change"]:
-                raise UserError(
-                    f"{flag(field.name)} {new} is not what {workdir} was started with ({old}):"
-                    " leave it out, or start a run in another --workdir"
-                )
-    elif checkpoint.has_checkpoint(workdir):
-        raise UserError(
-            f"{workdir} holds a run already: continue it with --resume, or choose another --workdir"
-        )
-    workdir.mkdir(parents=True, exist_ok=True)
-    return workdir
 
 
 def _initial_weights(config: TrainConfig) -> "Weights | None":
@@ -246,10 +375,10 @@ def _initial_weights(config: TrainConfig) -> "Weights | None":
     return initial
 
 
-def _learning_rate(config: TrainConfig, workdir: Path, initial: "Weights | None") -> float:
+def _learning_rate(config: TrainConfig, folder: Path, initial: "Weights | None") -> float:
     """The one asked for, else that of the run that goes on, or the torch optimizer's, or 0.001."""
     if config.learning_rate is None and config.resume:
-        config = TrainConfig.from_json(workdir / CONFIG_FILE)
+        config = workdir.read_config(folder)
     if config.learning_rate is not None:
         return config.learning_rate
     if initial is None or initial.learning_rate is None:
@@ -257,33 +386,6 @@ def _learning_rate(config: TrainConfig, workdir: Path, initial: "Weights | None"
     if initial.learning_rate == 0:
         raise UserError(f"{config.init_from} stopped at a learning rate of 0: give --learning-rate")
     return initial.learning_rate
-
-
-def _write_config(workdir: Path, config: TrainConfig) -> None:
-    """Replaces the file whole, so that a killed process cannot leave half of one."""
-    new = workdir / f"{CONFIG_FILE}.new"
-    new.write_text(config.to_json())
-    new.replace(workdir / CONFIG_FILE)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one kills as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may handle signals
-        return
-
-    def handle(signum: int, frame: object) -> None:
-        received.append(signum)
-        signal.signal(signum, old[signum])
-
-    old = {int(s): signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for signum, handler in old.items():
-            signal.signal(signum, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -296,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     config = TrainConfig(**flags)
     if config.resume:
-        saved = TrainConfig.from_json(Path(config.workdir or "") / CONFIG_FILE)
+        saved = workdir.read_config(Path(config.workdir or ""))
         config = dataclasses.replace(saved, **flags)
     history = train_and_evaluate(config)
     print(f"Checkpoints and logs are in {history.workdir}", file=sys.stderr)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from orbax.checkpoint import v1 as ocp
 
-from jaxcifar import checksums, torch_files, torch_port
+from jaxcifar import checkpoint, checksums, torch_files, torch_port
 from jaxcifar.errors import UserError, one_line
 from jaxcifar.models import create_model
 
@@ -148,6 +148,8 @@ def _load_orbax(path: Path, name: str | None) -> Weights:
         torch_dtypes = {
             key: np.dtype(dtype).name for key, dtype in info.get("torch_dtypes", {}).items()
         }
+        if checkpoint.DIGEST in info and info[checkpoint.DIGEST] != checkpoint.digest(tree):
+            raise UserError(f"{folder} is damaged: its values are not those that were saved")
         if not {"params", "batch_stats"} <= tree.keys():
             raise UserError(f"{folder} is of another program: it has no params and batch_stats")
         state_dict = torch_port.torch_view({n: tree[n] for n in ("params", "batch_stats")})

@@ -94,7 +94,9 @@ def test_fraction():
 
 def test_saved_fields_are_json():
     saved = json.loads(TrainConfig().to_json())
-    assert set(saved) == {field.name for field in dataclasses.fields(TrainConfig)}
+    of_process = {"coordinator", "num_processes", "process_id"}  # another run has others
+    assert set(saved) | of_process == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert not of_process & set(saved)
     assert flag("batch_size") == "--batch-size"
 
 

@@ -87,7 +87,7 @@ def test_an_epoch_in_chunks_never_waits(few_digits, tmp_path, monkeypatch):
 
     monkeypatch.setattr(steps, "train_steps_at", dispatched)
     monkeypatch.setattr(steps.Metrics, "means", read)
-    monkeypatch.setattr(train, "_dispatches_each_step", lambda: False)
+    monkeypatch.setattr(runtime, "computes_on_cpu", lambda: False)
     config = TrainConfig(**options, log_every=4, workdir=str(tmp_path / "chunks"))
     in_chunks = train.train_and_evaluate(config)
 
