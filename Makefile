@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 MODEL ?= resnet50_layer4
 BIN := $(VENV)/bin
 
-.PHONY: train torch test test-fast lint bench clean
+.PHONY: train torch test test-fast lint bench torture clean
 
 # Trains on scikit-learn's digits, the offline stand-in for CIFAR-10, and prints the accuracy.
 train: $(VENV)/.core
@@ -31,9 +31,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# About half an hour; leave the machine alone meanwhile.
+# More than an hour; leave the machine alone meanwhile.
 bench: torch
 	$(BIN)/python benchmarks/bench.py
+
+# Kills a run at random moments, twenty times; about five minutes.
+torture: $(VENV)/.core
+	$(BIN)/python tests/torture.py
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
