@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 MODEL ?= resnet50_layer4
 BIN := $(VENV)/bin
 
-.PHONY: train torch test test-fast lint bench torture clean
+.PHONY: train torch test test-fast test-distributed lint bench torture clean
 
 # Trains on scikit-learn's digits, the offline stand-in for CIFAR-10, and prints the accuracy.
 train: $(VENV)/.core
@@ -25,6 +25,10 @@ test: $(VENV)/.dev
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
+
+# Two processes with two devices each against one; part of make test, too.
+test-distributed: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_distributed.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -58,6 +58,7 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
     if jax.distributed.is_initialized():
         return
     jax.config.update("jax_enable_preemption_service", False)  # the loop minds signals itself
+    _keep_stdout_to_python()
     try:
         jax.distributed.initialize(
             None if coordinator == "auto" else coordinator,
@@ -72,6 +73,19 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
             f"the processes did not find each other ({error}): start all of them within"
             f" {WAIT_SECONDS} seconds, with the same --coordinator"
         ) from error
+
+
+def _keep_stdout_to_python() -> None:
+    """Gloo reports each connection on stdout, where only results belong."""
+    try:
+        if sys.stdout.fileno() != 1:
+            return
+    except (OSError, ValueError):  # a notebook's
+        return
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
 
 
 def leave(error: Exception) -> NoReturn:

@@ -62,15 +62,21 @@ def locked(workdir: Path) -> Iterator[None]:
     """Makes the folder, and keeps other runs out of it; the system frees a dead process's lock.
 
     Raises:
-      UserError: another run is in it.
+      UserError: another run is in it, or it cannot be written to.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     try:
-        import fcntl
-    except ImportError:  # no such locks on Windows
-        yield
-        return
-    with (workdir / LOCK_FILE).open("a+") as file:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise UserError(
+            f"{workdir} cannot be written to ({error.strerror}): choose another --workdir"
+        ) from error
+    with lock as file:
+        try:
+            import fcntl
+        except ImportError:  # no such locks on Windows
+            yield
+            return
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

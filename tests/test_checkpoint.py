@@ -1,9 +1,12 @@
 """Checkpoints that are damaged, cut off or cannot be written, and folders that are taken."""
 
 import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -144,18 +147,54 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         pass
 
 
+def test_the_folder_of_another_run_is_left_alone(tmp_path):
+    save(tmp_path, 1)
+    started = TrainConfig(dataset="digits", workdir=str(tmp_path))
+    workdir.write_config(tmp_path, started)
+    with pytest.raises(UserError, match="holds a run already: continue it with --resume"):
+        workdir.choose(started)
+    for change in ({"model": "resnet50_layer4"}, {"dataset": "cifar10"}):
+        other = dataclasses.replace(started, resume=True, **change)
+        with pytest.raises(UserError, match=r"is not what .* was started with"):
+            workdir.choose(other)
+
+
 @pytest.fixture
-def small_disk():
+def small_disk(tmp_path):
     """A file system of 1 MB, where the user may mount one."""
-    folder = Path("/dev/shm/jaxcifar-small")
-    folder.mkdir(exist_ok=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_folder_that_cannot_be_written_to(small_disk):
+    save(small_disk, 1)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    folders = [small_disk, small_disk / "new"]
+    (small_disk.parent / "file").write_text("")
+    folders += [small_disk.parent / "file", Path("/proc/run")]
+    for folder in folders:
+        with (
+            pytest.raises(UserError, match=r"cannot be written to \(.*\): choose another"),
+            workdir.locked(folder),
+        ):
+            pass
+    assert (small_disk / "checkpoints" / "1").is_dir()
+
+
+def test_a_clock_that_jumps_back(tmp_path, monkeypatch):
+    """Which checkpoint is the last is decided by the step, not by the time."""
+    for step in range(1, 5):
+        with monkeypatch.context() as patch:
+            seconds = 2_000_000_000 - 100_000_000 * step
+            patch.setattr(time, "time", partial(float, seconds))
+            patch.setattr(time, "time_ns", partial(int, seconds * 10**9))
+            with checkpoint.open_checkpoints(tmp_path, keep=2) as checkpoints:
+                checkpoint.save(checkpoints, state_at(step), totals(), CONFIG)
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"3", "4"}
+    assert restore(tmp_path).step == 4
 
 
 # The threads of Orbax that fail leave futures behind that nobody asks.
