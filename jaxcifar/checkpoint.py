@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def save(
     totals: Metrics,
     config: TrainConfig,
     *,
+    class_names: Sequence[str] = (),
     val_accuracy: float | None = None,
 ) -> None:
     """Saves under the state's step; a step that is there already is left as it is.
@@ -99,7 +100,11 @@ def save(
             step,
             tree,
             metrics=None if val_accuracy is None else {VAL_ACCURACY: val_accuracy},
-            custom_metadata={**json.loads(config.to_json()), DIGEST: digest(tree)},
+            custom_metadata={
+                **json.loads(config.to_json()),
+                "class_names": list(class_names),
+                DIGEST: digest(tree),
+            },
         )
 
 

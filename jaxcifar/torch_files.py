@@ -89,6 +89,17 @@ def write_safetensors(
     path.chmod(0o644)  # it writes private files
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file holds beside its tensors; empty for a torch file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        return {}
+
+
 def import_torch() -> Any:
     """Imports torch.
 

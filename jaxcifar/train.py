@@ -54,6 +54,7 @@ class Run(NamedTuple):
       train: the images trained on, whole on each device.
       val: those held out, or None.
       test: the test images.
+      class_names: in the order of the labels.
       schedule: the learning rate by steps.
       order_key: draws the order of each epoch.
       step_key: draws crops, flips and dropout.
@@ -66,6 +67,7 @@ class Run(NamedTuple):
     train: "Examples"
     val: "Examples | None"
     test: "Examples"
+    class_names: tuple[str, ...]
     schedule: "optax.Schedule"
     order_key: "jax.Array"
     step_key: "jax.Array"
@@ -197,7 +199,8 @@ def _prepare(
         (first, steps.Metrics.zeros(), train, val, dataset.test), everywhere
     )
     run = Run(
-        config, folder, mesh, train, val, test, schedule, order_key, step_key, steps_per_epoch
+        *(config, folder, mesh, train, val, test, dataset.class_names),
+        *(schedule, order_key, step_key, steps_per_epoch),
     )
     return run, first, totals
 
@@ -352,7 +355,11 @@ def _save(
     _check_loss(run, outputs, step, totals)
     if not steps.all_finite(train_state.params):
         _stop_nonfinite(run, outputs, f"a parameter is not finite after step {step}", step)
-    checkpoint.save(outputs.checkpoints, train_state, totals, run.config, val_accuracy=val_accuracy)
+    checkpoint.save(
+        *(outputs.checkpoints, train_state, totals, run.config),
+        class_names=run.class_names,
+        val_accuracy=val_accuracy,
+    )
 
 
 def _steps_to_pause(config: TrainConfig, step: int, steps_per_epoch: int) -> int:

@@ -1,9 +1,10 @@
 """Weights from wherever they are: a run, a ported checkpoint, a torch or safetensors file."""
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,8 @@ from orbax.checkpoint import v1 as ocp
 from jaxcifar import checkpoint, checksums, torch_files, torch_port
 from jaxcifar.errors import UserError, one_line
 from jaxcifar.models import create_model
+
+Format = Literal["orbax", "safetensors", "torch"]
 
 
 class Weights(NamedTuple):
@@ -28,6 +31,7 @@ class Weights(NamedTuple):
       torch_dtypes: of torch keys that the source keeps in another dtype than the model does.
       notes: a line for each thing that a user should know of the source.
       dataset: what a run was trained on, or None.
+      class_names: in the order of the logits, or None where the source does not tell.
     """
 
     model: str
@@ -38,6 +42,7 @@ class Weights(NamedTuple):
     torch_dtypes: dict[str, str]
     notes: tuple[str, ...]
     dataset: str | None = None
+    class_names: tuple[str, ...] | None = None
 
     def tell(self, source: str) -> None:
         """Prints the notes, for a command that was given ``source``."""
@@ -79,6 +84,41 @@ def load(path: str | Path, *, model: str | None = None, ema: bool = False) -> We
     return _load_file(path, model, ema=ema)
 
 
+def format_of(path: Path) -> Format:
+    """The format that a name asks for; without a suffix it is a folder of Orbax's."""
+    if path.suffix in torch_files.TORCH_SUFFIXES:
+        return "torch"
+    return "safetensors" if path.suffix == ".safetensors" else "orbax"
+
+
+def write(path: Path, weights: Weights, format: Format, metadata: Mapping[str, Any]) -> None:
+    """Writes what ``load`` reads.
+
+    Args:
+      path: a new file or folder.
+      weights: a torch or safetensors file holds them without Adam's moments.
+      format: of the file.
+      metadata: for Orbax: JSON kept beside its own.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        if format == "orbax":
+            save(path, weights, metadata)
+        elif format == "safetensors":
+            info = {"model": weights.model}
+            if weights.class_names is not None:
+                info["class_names"] = json.dumps(weights.class_names)
+            torch_files.write_safetensors(path, to_torch(weights), info)
+        else:
+            torch_files.write_torch(path, to_torch(weights))
+    except UserError:
+        raise
+    except Exception as error:  # a full disk comes as another exception from each library
+        raise UserError(f"{path.parent} cannot be written to: {error}") from error
+
+
 def save(path: Path, weights: Weights, metadata: Mapping[str, Any]) -> None:
     """Writes an Orbax checkpoint that ``load`` reads; ``metadata`` is JSON beside its own."""
     tree: dict[str, Any] = dict(weights.variables)
@@ -89,6 +129,7 @@ def save(path: Path, weights: Weights, metadata: Mapping[str, Any]) -> None:
         "num_classes": weights.num_classes,
         "learning_rate_of_torch": weights.learning_rate,
         "torch_dtypes": weights.torch_dtypes,
+        "class_names": weights.class_names,
     }
     context = ocp.Context()
     # Weights hardly compress, and its buffers would take as much memory as they do.
@@ -134,7 +175,11 @@ def _load_file(path: Path, name: str | None, *, ema: bool) -> Weights:
             f"took {len(dtypes)} tensors of {', '.join(sorted(set(dtypes.values())))}"
             " into the model's dtypes, without a change of value"
         )
-    return Weights(found, num_classes, variables, adam, learning_rate, dtypes, tuple(notes))
+    names = _class_names(torch_files.read_metadata(path).get("class_names"), num_classes)
+    return Weights(
+        *(found, num_classes, variables, adam, learning_rate, dtypes, tuple(notes)),
+        class_names=names,
+    )
 
 
 def _load_orbax(path: Path, name: str | None) -> Weights:
@@ -169,10 +214,23 @@ def _load_orbax(path: Path, name: str | None) -> Weights:
     if adam:
         rate = "starts anew" if learning_rate is None else f"{learning_rate:g}"
         notes.append(f"took Adam's moments after {adam.count} steps, learning rate {rate}")
-    dataset = info.get("dataset")
     return Weights(
-        found, num_classes, variables, adam, learning_rate, torch_dtypes, tuple(notes), dataset
+        *(found, num_classes, variables, adam, learning_rate, torch_dtypes, tuple(notes)),
+        dataset=info.get("dataset"),
+        class_names=_class_names(info.get("class_names"), num_classes),
     )
+
+
+def _class_names(found: Any, count: int) -> tuple[str, ...] | None:
+    """The names in a source's metadata, be they JSON text, if they are names for all classes."""
+    if isinstance(found, str):
+        try:
+            found = json.loads(found)
+        except ValueError:
+            return None
+    if not isinstance(found, list) or len(found) != count:
+        return None
+    return tuple(one_line(str(name)) for name in found)
 
 
 def _checkpoint_folder(path: Path) -> Path:

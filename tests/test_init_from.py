@@ -79,6 +79,18 @@ def test_every_source_starts_the_same_run(run, tmp_path, capsys):
         assert_same(state.batch_stats, states[0].batch_stats)
 
 
+def test_the_names_of_the_classes_travel(run, tmp_path):
+    loaded = weights.load(run.workdir)
+    assert loaded.class_names == tuple("0123456789")
+    for name in ("folder", "file.safetensors"):
+        path = tmp_path / name
+        weights.write(path, loaded, weights.format_of(path), {})
+        assert weights.load(path).class_names == loaded.class_names
+    for bad in ("{", '["one"]', "7"):
+        torch_files.write_safetensors(path, weights.to_torch(loaded), {"class_names": bad})
+        assert weights.load(path).class_names is None
+
+
 def test_weights_alone_start_a_fresh_adam(run, tmp_path):
     path = tmp_path / "weights.safetensors"
     torch_files.write_safetensors(path, weights.to_torch(weights.load(run.workdir)), {})

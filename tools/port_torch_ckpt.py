@@ -76,12 +76,13 @@ def port(config: PortConfig) -> dict[str, Any]:
       UserError: the input is bad, the output exists, or the proof fails; nothing was written.
     """
     source, target = Path(config.input), Path(config.output)
-    target_format = config.to or _format(target)
     _check_places(config)
 
     import numpy as np
 
     from jaxcifar import augment, checksums, torch_files, torch_port, weights
+
+    target_format = config.to or weights.format_of(target)
 
     loaded = weights.load(source, model=config.model, ema=config.ema)
     tensors = torch_port.torch_view(loaded.variables)
@@ -135,7 +136,7 @@ def port(config: PortConfig) -> dict[str, Any]:
     else:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             new = Path(folder) / f"new{target.suffix}"
-            _write(new, target_format, loaded, info)
+            weights.write(new, loaded, target_format, info)
             del loaded, tensors
             prove(weights.load(new))
             _replace(target, new, old=Path(folder) / "old")
@@ -165,30 +166,6 @@ def _check_places(config: PortConfig) -> None:
             raise UserError(f"{path} is a folder and no checkpoint: choose a name inside it")
     if report and report.resolve() == output.resolve():
         raise UserError(f"{output} cannot be the output and the report: choose another name")
-
-
-def _format(target: Path) -> str:
-    from jaxcifar.torch_files import TORCH_SUFFIXES
-
-    if target.suffix in TORCH_SUFFIXES:
-        return "torch"
-    return "safetensors" if target.suffix == ".safetensors" else "orbax"
-
-
-def _write(path: Path, kind: str, loaded: "Weights", info: dict[str, Any]) -> None:
-    from jaxcifar import torch_files, weights
-
-    try:
-        if kind == "orbax":
-            weights.save(path, loaded, info)
-        elif kind == "safetensors":
-            torch_files.write_safetensors(path, weights.to_torch(loaded), {"model": loaded.model})
-        else:
-            torch_files.write_torch(path, weights.to_torch(loaded))
-    except UserError:
-        raise
-    except Exception as error:  # a full disk comes as another exception from each library
-        raise UserError(f"{path.parent} cannot be written to: {error}") from error
 
 
 def _digest(array: Any) -> str:
