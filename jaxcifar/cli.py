@@ -2,10 +2,11 @@
 
 import argparse
 import dataclasses
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_origin, get_type_hints
 
 from jaxcifar import runtime
 from jaxcifar.config import REQUIRED, choices, flag, fraction, without_none
@@ -51,10 +52,26 @@ def parse(config_type: type, argv: Sequence[str] | None, *, prog: str, descripti
         elif not options:
             options = {"metavar": field.metadata["metavar"]}
         if field.metadata["positional"]:
+            if get_origin(hint) is tuple:  # one or more
+                options["nargs"] = "+"
             parser.add_argument(field.name, help=text, **{**options, "metavar": field.name.upper()})
         else:
             parser.add_argument(flag(field.name), required=needed, help=text, **options)
     return vars(parser.parse_args(argv))
+
+
+def command_line(config: Any, prog: str) -> str:
+    """The command that gives this configuration: ``parse``'s inverse, for a shell."""
+    words = prog.split()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(flag(field.name if value else f"no_{field.name}"))
+        else:
+            words += [flag(field.name), _show(value)]
+    return shlex.join(words)
 
 
 def run(main: Callable[[Sequence[str] | None], object], *, prog: str) -> NoReturn:

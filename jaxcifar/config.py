@@ -141,6 +141,9 @@ class TrainConfig:
     )
     num_processes: int | None = option(None, "how many processes train together", of_process=True)
     process_id: int | None = option(None, "which of them this one is, from 0", of_process=True)
+    report: bool = option(
+        True, "leave no report with pictures in --workdir/report", may_change=True
+    )
     log_every: int = option(100, "steps between two reports of the loss", may_change=True)
     checkpoint_every: int = option(
         0, "steps between two checkpoints, besides one after each epoch (0: none)", may_change=True

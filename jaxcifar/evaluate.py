@@ -1,17 +1,22 @@
 """Metrics over a whole split: ``python -m jaxcifar.evaluate``, or ``evaluate(state, examples)``."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from jaxcifar import cli, runtime
 from jaxcifar.config import REQUIRED, DatasetName, option
 from jaxcifar.errors import UserError
 
 if TYPE_CHECKING:
+    import jax
+    import numpy as np
     from jax.sharding import Mesh
 
     from jaxcifar.data import Examples
+    from jaxcifar.scores import Scores
     from jaxcifar.state import TrainState
     from jaxcifar.steps import Metrics
 
@@ -30,6 +35,30 @@ class EvaluateConfig:
     )
     data_dir: str | None = option(None, "where the data is, as for jaxcifar.train")
     batch_size: int = option(500, "images at a time; it does not change the result")
+    json: bool = option(False, "print one JSON document instead")
+    compile_cache: bool = option(
+        True, "do not keep compiled programs in the user's cache folder for the next run"
+    )
+
+
+class Evaluation(NamedTuple):
+    """What weights gave on test images.
+
+    Attributes:
+      model: the network's name.
+      dataset: the data's.
+      examples: the test images and labels.
+      class_names: in the order of the labels.
+      logits: float32 ``(N, classes)``.
+      scores: of the logits.
+    """
+
+    model: str
+    dataset: str
+    examples: "Examples"
+    class_names: tuple[str, ...]
+    logits: "np.ndarray"
+    scores: "Scores"
 
 
 def evaluate(
@@ -43,6 +72,45 @@ def evaluate(
       batch_size: images at a time; it does not change the result.
       mesh: devices that hold both and share the work; None means the default one.
     """
+    *_, (totals, _) = _batches(state, examples, batch_size, mesh)
+    return totals
+
+
+def predict(
+    state: "TrainState",
+    examples: "Examples",
+    *,
+    batch_size: int,
+    mesh: "Mesh | None" = None,
+    progress: bool = False,
+) -> "np.ndarray":
+    """The logits of every image, float32 ``(N, classes)``, on the host; arguments as above.
+
+    ``progress`` shows a bar in a terminal.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+    from tqdm import tqdm
+
+    total = len(examples.labels)
+    parts = []
+    shown = progress and sys.stderr.isatty()
+    with tqdm(total=total, unit=" images", desc="test", disable=not shown, leave=False) as bar:
+        for _, logits in _batches(state, examples, batch_size, mesh):
+            if jax.process_count() > 1:
+                logits = multihost_utils.process_allgather(logits, tiled=True)
+            parts.append(logits)
+            if shown:
+                jax.block_until_ready(logits)
+            bar.update(min(len(logits), total - bar.n))
+    return np.concatenate(jax.device_get(parts))[:total]
+
+
+def _batches(
+    state: "TrainState", examples: "Examples", batch_size: int, mesh: "Mesh | None"
+) -> "Iterator[tuple[Metrics, jax.Array]]":
+    """After each batch the metrics so far, and the batch's logits."""
     import numpy as np
 
     from jaxcifar import sharding
@@ -55,10 +123,48 @@ def evaluate(
         indices = np.arange(start, start + batch_size, dtype=np.int32)
         if mesh is not None:
             indices = sharding.put(indices, sharding.split(mesh))
-        totals = eval_step_at(state, totals, examples, indices)
+        totals, logits = eval_step_at(state, totals, examples, indices)
+        yield totals, logits
         if start == 0:
             runtime.keep_freed_memory()
-    return totals
+
+
+def score_checkpoint(
+    checkpoint: str,
+    *,
+    ema: bool = False,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    batch_size: int = 500,
+) -> Evaluation:
+    """Runs trained weights over test images; shows a bar in a terminal.
+
+    Args:
+      checkpoint: whatever ``weights.load`` takes.
+      ema: of a torch file, take the moving average.
+      dataset: whose test images; None means what the run was trained on, else CIFAR-10.
+      data_dir: where the data is.
+      batch_size: images at a time; it does not change the result.
+
+    Raises:
+      UserError: the weights or the data cannot be read, or do not fit each other.
+    """
+    import optax
+
+    from jaxcifar import data, scores, sharding, weights
+    from jaxcifar.state import state_from
+
+    loaded = weights.load(checkpoint, ema=ema)
+    loaded.tell(checkpoint)
+    name = dataset or loaded.dataset or "cifar10"
+    splits = data.load(name, data_dir)
+    loaded.require_classes(checkpoint, name, len(splits.class_names))
+    state = state_from(loaded.variables, loaded.build(), optax.identity())
+    mesh = sharding.make_mesh()
+    state, test = sharding.put((state, splits.test), sharding.replicated(mesh))
+    logits = predict(state, test, batch_size=batch_size, mesh=mesh, progress=True)
+    found = scores.score(logits, splits.test.labels, splits.class_names)
+    return Evaluation(loaded.model, name, splits.test, splits.class_names, logits, found)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,30 +173,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         EvaluateConfig,
         argv,
         prog="python -m jaxcifar.evaluate",
-        description="Prints the loss and accuracy of trained weights on the test images.",
+        description="Prints how good trained weights are on the test images.",
     )
     config = EvaluateConfig(**flags)
     if config.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {config.batch_size}")
 
     runtime.dispatch_in_turn()
-    import optax
+    from jaxcifar import compile_cache
+    from jaxcifar.scores import table
 
-    from jaxcifar import compile_cache, data, sharding, weights
-    from jaxcifar.state import state_from
-
-    compile_cache.enable()
-    loaded = weights.load(config.checkpoint, ema=config.ema)
-    loaded.tell(config.checkpoint)
-    name = config.dataset or loaded.dataset or "cifar10"
-    dataset = data.load(name, config.data_dir)
-    loaded.require_classes(config.checkpoint, name, len(dataset.class_names))
-    state = state_from(loaded.variables, loaded.build(), optax.identity())
-    mesh = sharding.make_mesh()
-    state, test = sharding.put((state, dataset.test), sharding.replicated(mesh))
-    loss, accuracy = evaluate(state, test, batch_size=config.batch_size, mesh=mesh).means()
-    print(f"{loaded.model}, loss {loss:.4f} on {len(test.labels)} test images of {name}")
-    print(f"Accuracy of the model on the test images: {100 * accuracy:.2f} %")
+    if config.compile_cache:
+        compile_cache.enable()
+    options = dataclasses.asdict(config)
+    for name in ("json", "compile_cache"):
+        del options[name]
+    found = score_checkpoint(**options)
+    scores = found.scores
+    if config.json:
+        named = {"checkpoint": config.checkpoint, "model": found.model, "dataset": found.dataset}
+        print(json.dumps({**named, **scores.to_dict()}, indent=2))
+        return
+    print(f"{found.model} on {scores.images} test images of {found.dataset}")
+    print(f"Accuracy of the model on the test images: {100 * scores.accuracy:.2f} %")
+    low, high = scores.accuracy_interval
+    print(f"  95 % interval {100 * low:.2f} to {100 * high:.2f} %")
+    print(f"Loss {scores.loss:.4f}, calibration error {scores.calibration_error:.4f}", end="")
+    print("" if scores.top5 is None else f", top-5 {100 * scores.top5:.2f} %")
+    print(f"\n{table(scores)}")
 
 
 if __name__ == "__main__":

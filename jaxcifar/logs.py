@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+METRICS_FILE = "metrics.jsonl"
+
 
 class Progress:
     """A live bar with images/s and the time left in a terminal; plain lines in a log.
@@ -92,7 +94,7 @@ class MetricWriter:
     def __init__(self, workdir: Path, step: int, *, silent: bool = False) -> None:
         from tensorboardX import SummaryWriter
 
-        path = workdir / "metrics.jsonl"
+        path = workdir / METRICS_FILE
         self.records = [r for r in read_metrics(path) if r["step"] <= step]
         self._silent = silent
         if silent:

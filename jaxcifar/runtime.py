@@ -99,6 +99,13 @@ def leave(error: Exception) -> NoReturn:
     os._exit(2)
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that prints and writes."""
+    import jax
+
+    return jax.process_index() == 0
+
+
 def agreed(flag: bool) -> bool:
     """Whether the flag is set in any process; each of them has to ask."""
     import jax

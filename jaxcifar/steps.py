@@ -114,14 +114,27 @@ def train_step(
     return new_state, dataclasses.replace(metrics, nonfinite=1 - finite.astype(jnp.int32))
 
 
-def eval_step(state: TrainState, batch: Examples, mask: jax.Array) -> Metrics:
-    """Metrics of one batch in evaluation mode, of the images where ``mask``, bool ``(N,)``."""
+def logits_of(state: TrainState, images: jax.Array) -> jax.Array:
+    """What the network says in evaluation mode.
+
+    Args:
+      state: with the parameters and running statistics.
+      images: uint8 ``(N, 32, 32, 3)``.
+
+    Returns:
+      Float32 (or wider) ``(N, classes)``.
+    """
     logits = state.apply_fn(
         {"params": state.params, "batch_stats": state.batch_stats},
-        normalize(batch.images, _param_dtype(state)),
+        normalize(images, _param_dtype(state)),
         train=False,
     )
-    return _sums(_cross_entropy(logits, batch.labels), logits, batch.labels, mask)
+    return _widened(logits)
+
+
+def eval_step(state: TrainState, batch: Examples, mask: jax.Array) -> Metrics:
+    """Metrics of one batch in evaluation mode, of the images where ``mask``, bool ``(N,)``."""
+    return _eval_step(state, batch, mask)[0]
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames=("augment", "skip_nonfinite", "count"))
@@ -168,17 +181,27 @@ def train_steps_at(
 @jax.jit
 def eval_step_at(
     state: TrainState, totals: Metrics, examples: Examples, indices: jax.Array
-) -> Metrics:
-    """Adds ``eval_step`` on ``indices``, ``(N,)``; one beyond the last image counts nothing."""
+) -> tuple[Metrics, jax.Array]:
+    """Adds ``eval_step`` on ``indices``, ``(N,)``; one beyond the last image counts nothing.
+
+    Returns:
+      The totals, and the images' logits ``(N, classes)``.
+    """
     mask = indices < examples.labels.shape[0]
     batch = _gather(examples, jnp.where(mask, indices, 0))
-    return jax.tree.map(jnp.add, totals, eval_step(state, batch, mask))
+    metrics, logits = _eval_step(state, batch, mask)
+    return jax.tree.map(jnp.add, totals, metrics), logits
 
 
 @jax.jit
 def all_finite(tree: Any) -> jax.Array:
     """Whether every value of a tree of floats is finite; a bool scalar."""
     return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _eval_step(state: TrainState, batch: Examples, mask: jax.Array) -> tuple[Metrics, jax.Array]:
+    logits = logits_of(state, batch.images)
+    return _sums(_cross_entropy(logits, batch.labels), logits, batch.labels, mask), logits
 
 
 def _gather(examples: Examples, indices: jax.Array) -> Examples:
@@ -189,9 +212,12 @@ def _param_dtype(state: TrainState) -> jnp.dtype:
     return jax.tree.leaves(state.params)[0].dtype
 
 
+def _widened(logits: jax.Array) -> jax.Array:
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.softmax_cross_entropy_with_integer_labels(wide, labels)
+    return optax.softmax_cross_entropy_with_integer_labels(_widened(logits), labels)
 
 
 def _sums(

@@ -15,6 +15,7 @@ from jaxcifar.errors import UserError
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
     import optax
     from jax.sharding import Mesh
     from orbax.checkpoint import v1 as ocp
@@ -107,11 +108,12 @@ def train_and_evaluate(config: TrainConfig) -> History:
     import jax
 
     from jaxcifar import checkpoint
-    from jaxcifar.evaluate import evaluate
+    from jaxcifar.evaluate import predict
     from jaxcifar.logs import MetricWriter, Progress
+    from jaxcifar.scores import score
 
     with ExitStack() as stack:
-        silent = jax.process_index() > 0
+        silent = not runtime.is_first_process()
         if not silent:
             stack.enter_context(workdir.locked(folder))
         run, state, totals = _prepare(config, folder, initial)
@@ -134,17 +136,40 @@ def train_and_evaluate(config: TrainConfig) -> History:
         outputs = Outputs(progress, writer, checkpoints)
         try:
             state = _train(run, state, totals, outputs)
-            loss, accuracy = evaluate(
-                state, run.test, batch_size=config.batch_size, mesh=run.mesh
-            ).means()
+            logits = predict(
+                state, run.test, batch_size=config.batch_size, mesh=run.mesh, progress=not silent
+            )
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() > 1:
                 runtime.leave(error)
             raise
         progress.close()
-        progress.result(f"Accuracy of the model on the test images: {100 * accuracy:.2f} %")
-        writer.write(run.total_steps, "test", loss=loss, accuracy=accuracy)
-        return History(folder, writer.records, accuracy, state)
+        found = score(logits, jax.device_get(run.test.labels), run.class_names)
+        progress.result(f"Accuracy of the model on the test images: {100 * found.accuracy:.2f} %")
+        writer.write(run.total_steps, "test", loss=found.loss, accuracy=found.accuracy)
+        if config.report and not silent:
+            _leave_report(run, logits)
+        return History(folder, writer.records, found.accuracy, state)
+
+
+def _leave_report(run: Run, logits: "np.ndarray") -> None:
+    """A report that cannot be written does not spoil the run."""
+    import jax
+
+    from jaxcifar import report
+
+    examples = jax.device_get(run.test)
+    try:
+        report.save_outputs(
+            run.folder, report.collect(run.total_steps, run.class_names, logits, examples)
+        )
+        report.make_report([run.folder])
+    except OSError as error:
+        print(
+            f"Warning: the report could not be written ({error}); make it with:"
+            f" python -m jaxcifar.report {run.folder}",
+            file=sys.stderr,
+        )
 
 
 def _prepare(
@@ -408,7 +433,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         saved = workdir.read_config(Path(config.workdir or ""))
         config = dataclasses.replace(saved, **flags)
     history = train_and_evaluate(config)
-    print(f"Checkpoints and logs are in {history.workdir}", file=sys.stderr)
+    if runtime.is_first_process():
+        print(f"Checkpoints, logs and report are in {history.workdir}", file=sys.stderr)
 
 
 if __name__ == "__main__":

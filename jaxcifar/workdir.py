@@ -1,17 +1,21 @@
 """A run's folder: whose it is, its configuration, and who may write to it."""
 
 import dataclasses
+import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from jaxcifar import environment
 from jaxcifar.config import TrainConfig, flag
 from jaxcifar.errors import UserError
 
 CONFIG_FILE = "config.json"
+ENVIRONMENT_FILE = "environment.json"
 LOCK_FILE = "lock"
 
 
@@ -37,8 +41,13 @@ def choose(config: TrainConfig) -> Path:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether there is something to resume."""
-    folder = workdir / "checkpoints"
-    return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
+    return last_step(workdir) is not None
+
+
+def last_step(workdir: Path) -> int | None:
+    """The step of the newest checkpoint, or None."""
+    names = (path.name for path in (workdir / "checkpoints").glob("*"))
+    return max((int(name) for name in names if name.isdigit()), default=None)
 
 
 def read_config(workdir: Path) -> TrainConfig:
@@ -51,10 +60,25 @@ def read_config(workdir: Path) -> TrainConfig:
 
 
 def write_config(workdir: Path, config: TrainConfig) -> None:
-    """Replaces the file whole, so that a killed process cannot leave half of one."""
-    new = workdir / f"{CONFIG_FILE}.new"
-    new.write_text(config.to_json())
-    new.replace(workdir / CONFIG_FILE)
+    """Leaves the configuration, and beside it what the run runs on."""
+    replace_text(workdir / CONFIG_FILE, config.to_json())
+    replace_text(workdir / ENVIRONMENT_FILE, json.dumps(environment.describe(), indent=2) + "\n")
+
+
+def read_environment(workdir: Path) -> dict[str, Any]:
+    """What the run ran on; empty where that is not known."""
+    try:
+        found = json.loads((workdir / ENVIRONMENT_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole, so that a killed process cannot leave half of one."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 # At a larger rate float32 runs part: see docs/scaling.md.
 OPTIONS = ["--model", "resnet50_layer4", "--dataset", "digits", "--batch-size", "96"]
-OPTIONS += ["--learning-rate", "1e-6", "--log-every", "1", "--checkpoint-every", "1"]
+OPTIONS += ["--learning-rate", "1e-6", "--log-every", "1"]
 
 
 def start(folder, devices, *more):
@@ -45,7 +45,7 @@ def start_two(folder, *more):
 
 def finish(*processes):
     """What each printed: a list of (stdout, stderr). None may have failed."""
-    outputs = [process.communicate(timeout=200) for process in processes]
+    outputs = [process.communicate(timeout=400) for process in processes]
     for process, (_, error) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, error
     return outputs
@@ -90,7 +90,8 @@ def test_two_processes_end_as_one_does(one_process, tmp_path):
 
 def test_stopped_and_killed_runs_go_on(one_process, tmp_path):
     # A signal to one process stops both after the same step.
-    first, second = start_two(tmp_path)
+    often = ["--checkpoint-every", "4"]
+    first, second = start_two(tmp_path, *often)
     wait_for_step(first, 3)
     second.send_signal(signal.SIGTERM)
     _, error = first.communicate(timeout=60)
@@ -99,7 +100,7 @@ def test_stopped_and_killed_runs_go_on(one_process, tmp_path):
     assert "continue with: python -m jaxcifar.train --workdir" in error
 
     # A process that is killed ends the other.
-    first, second = start_two(tmp_path, "--resume")
+    first, second = start_two(tmp_path, "--resume", *often)
     wait_for_step(first, 8)
     second.kill()
     killed = time.monotonic()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxcifar import cli, evaluate, runtime, train
+from jaxcifar import cli, evaluate, report, runtime, train
 from jaxcifar.config import TrainConfig, choices, flag, without_none
 from jaxcifar.errors import UserError
 
@@ -77,6 +77,13 @@ def test_train(argv):
 @given(argv=flags(evaluate.EvaluateConfig))
 def test_evaluate(argv):
     code, _ = run(evaluate.main, argv)
+    assert code in (0, 2)
+
+
+@fuzz
+@given(argv=flags(report.ReportConfig))
+def test_report(argv):
+    code, _ = run(report.main, argv)
     assert code in (0, 2)
 
 

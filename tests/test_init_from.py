@@ -18,7 +18,7 @@ STEPS = 5
 
 
 def config(workdir, **changes):
-    options = {"model": "resnet50_layer4", "dataset": "digits", "batch_size": 8}
+    options = {"model": "resnet50_layer4", "dataset": "digits", "batch_size": 8, "report": False}
     return TrainConfig(workdir=str(workdir), **{**options, **changes})
 
 

@@ -80,7 +80,13 @@ def test_gradients_alone_that_are_not_finite_are_skipped(start, step):
 
 
 def run(workdir, **changes):
-    options = {"model": "resnet50_layer4", "dataset": "digits", "batch_size": 8, "log_every": 2}
+    options = {
+        "model": "resnet50_layer4",
+        "dataset": "digits",
+        "batch_size": 8,
+        "report": False,
+        "log_every": 2,
+    }
     return TrainConfig(workdir=str(workdir), **{**options, **changes})
 
 

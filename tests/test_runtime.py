@@ -68,7 +68,13 @@ def test_an_epoch_in_chunks_never_waits(few_digits, tmp_path, monkeypatch):
     """As on an accelerator: one dispatch for each report, read only after the next one."""
     import jax
 
-    options = {"model": "resnet50_layer4", "dataset": "digits", "batch_size": 5, "epochs": 2}
+    options = {
+        "model": "resnet50_layer4",
+        "dataset": "digits",
+        "batch_size": 5,
+        "report": False,
+        "epochs": 2,
+    }
     options["learning_rate"] = 1e-6  # at 1e-3 Adam's division turns rounding into another run
     config = TrainConfig(**options, log_every=4, workdir=str(tmp_path / "one"))
     one_by_one = train.train_and_evaluate(config)

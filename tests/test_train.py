@@ -24,7 +24,13 @@ pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 def config(workdir, **changes):
-    options = {"model": "resnet50_layer4", "dataset": "digits", "batch_size": 8, "log_every": 2}
+    options = {
+        "model": "resnet50_layer4",
+        "dataset": "digits",
+        "batch_size": 8,
+        "report": False,
+        "log_every": 2,
+    }
     return TrainConfig(workdir=str(workdir), **{**options, **changes})
 
 
