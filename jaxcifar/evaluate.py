@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxcifar import cli, runtime
-from jaxcifar.config import REQUIRED, DatasetName, option
+from jaxcifar.config import DATASETS, REQUIRED, DatasetName, option, require_dataset
 from jaxcifar.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ class EvaluateConfig:
     )
     ema: bool = option(False, "of a torch file, take the exponential moving average")
     dataset: DatasetName | None = option(
-        None, "whose test images (default: what the run was trained on, else cifar10)"
+        None,
+        f"whose test images, one of {DATASETS} (default: what the run was trained on, else"
+        " cifar10)",
+        metavar="NAME",
     )
     data_dir: str | None = option(None, "where the data is, as for jaxcifar.train")
     batch_size: int = option(500, "images at a time; it does not change the result")
@@ -72,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = EvaluateConfig(**flags)
     if config.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {config.batch_size}")
+    if config.dataset is not None:
+        require_dataset(config.dataset)
 
     runtime.dispatch_in_turn()
     import optax
@@ -85,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = config.dataset or loaded.dataset or "cifar10"
     dataset = data.load(name, config.data_dir)
     loaded.require_classes(config.checkpoint, name, len(dataset.class_names))
+    loaded.warn_of_names(config.checkpoint, name, dataset.class_names)
     state = state_from(loaded.variables, loaded.build(), optax.identity())
     mesh = sharding.make_mesh()
     state, test = sharding.put((state, dataset.test), sharding.replicated(mesh))
