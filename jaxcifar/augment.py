@@ -48,10 +48,11 @@ def flip(images: jax.Array, mirrored: jax.Array) -> jax.Array:
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
-def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Random crop, then random flip, of uint8 images ``(N, H, W, C)``."""
+def augment(key: jax.Array, images: jax.Array, *, flip: bool = True) -> jax.Array:
+    """Random crop, then random flip unless not ``flip``, of uint8 images ``(N, H, W, C)``."""
     crop_key, flip_key = jax.random.split(key)
-    return random_flip(flip_key, random_crop(crop_key, images))
+    images = random_crop(crop_key, images)
+    return random_flip(flip_key, images) if flip else images
 
 
 def normalize(images: jax.Array, dtype: DTypeLike = np.float32) -> jax.Array:

@@ -5,9 +5,10 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from jaxcifar.config import TrainConfig
-from jaxcifar.errors import UserError, one_line
+from jaxcifar.errors import UserError, difference, one_line
 from jaxcifar.state import TrainState
 from jaxcifar.steps import Metrics
 
@@ -81,11 +82,13 @@ def save(
     config: TrainConfig,
     *,
     class_names: Sequence[str] = (),
+    data: Mapping[str, Any] = MappingProxyType({}),
     val_accuracy: float | None = None,
 ) -> None:
     """Saves under the state's step; a step that is there already is left as it is.
 
-    Returns when the values are copied; they are written while training goes on.
+    Returns when the values are copied; they are written while training goes on. ``data`` is
+    ``data.identity``'s, and kept for ``require_data``.
 
     Raises:
       UserError: this or the save before failed.
@@ -103,6 +106,7 @@ def save(
             custom_metadata={
                 **json.loads(config.to_json()),
                 "class_names": list(class_names),
+                **data,
                 DIGEST: digest(tree),
             },
         )
@@ -129,6 +133,35 @@ def digest(tree: Any) -> str:
         total.update(f"{name} {array.dtype} {array.shape}\n".encode())
         total.update(array.tobytes())
     return total.hexdigest()
+
+
+def require_data(
+    checkpointer: ocp.training.Checkpointer,
+    dataset: str,
+    class_names: Sequence[str],
+    data: Mapping[str, Any],
+) -> None:
+    """Checks that a run goes on with the data it began with, as far as its checkpoints tell.
+
+    Raises:
+      UserError: the classes, the number of training images or the images are others.
+    """
+    info: dict[str, Any] = {}
+    for found in checkpointer.checkpoints:
+        with suppress(Exception):  # a damaged one is restore's to name
+            info = checkpointer.metadata(found.step).custom_metadata or info
+    then = info.get("class_names") or list(class_names)
+    changes = difference(class_names, then, "the data", "the checkpoint")
+    now, count = data["train_images"], info.get("train_images", data["train_images"])
+    if not changes and now != count:
+        changes = f"it has {now} training images, and had {count}"
+    if not changes and info.get("train_sha256", data["train_sha256"]) != data["train_sha256"]:
+        changes = "it has as many training images, but other ones"
+    if changes:
+        raise UserError(
+            f"{dataset} is not what the run was started with ({changes}): bring it back, or start"
+            " another run with --init-from this one"
+        )
 
 
 def restore(

@@ -7,6 +7,7 @@ checkpoints. This module imports nothing heavy.
 import dataclasses
 import json
 import math
+import os
 from fractions import Fraction
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,8 +16,11 @@ from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hin
 from jaxcifar.errors import UserError
 
 ModelName = Literal["vgg16", "vgg16_bn", "resnet50_layer4"]
-DatasetName = Literal["cifar10", "digits"]
+DatasetName = str  # cifar10, cifar100, digits or folder:PATH
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
+AUGMENTATIONS = {"cifar10": "crop-flip", "cifar100": "crop-flip", "digits": "none"}
+FOLDER = "folder:"
+DATASETS = ", ".join((*AUGMENTATIONS, f"{FOLDER}PATH"))
 
 
 REQUIRED: Any = dataclasses.MISSING
@@ -61,11 +65,15 @@ class TrainConfig:
 
     model: ModelName = option("vgg16", "the network")
     dataset: DatasetName = option(
-        "cifar10", "the data; digits is scikit-learn's, ships with it and needs no network"
+        "cifar10",
+        f"the data, one of {DATASETS}; digits is scikit-learn's, ships with it and needs no"
+        " network; a folder holds your own images of any size in PATH/train/CLASS and"
+        " PATH/test/CLASS",
+        metavar="NAME",
     )
     data_dir: str | None = option(
         None,
-        "where the data is or will be downloaded to: a TFDS folder, or one that holds a CIFAR-10"
+        "where the data is or will be downloaded to: a TFDS folder, or one that holds a CIFAR"
         " archive or its unpacked folder (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
         may_change=True,
     )
@@ -83,7 +91,8 @@ class TrainConfig:
     init_from: str | None = option(
         None,
         "start from these weights: a torch .ckpt/.pt/.pth, a .safetensors file, a ported"
-        " checkpoint or a run's folder; Adam's moments go on where the source has them",
+        " checkpoint or a run's folder; Adam's moments go on where the source has them; where it"
+        " has another number of classes, the last layer starts anew",
     )
     ema: bool = option(False, "of a torch file in --init-from, take the exponential moving average")
     epochs: int = option(1, "passes over the training images", may_change=True)
@@ -105,9 +114,11 @@ class TrainConfig:
         " says every epoch: --decay-epochs 1)",
     )
     dropout_rate: float = option(0.5, "dropout before VGG's linear layers; the ResNet has none")
-    augment: Literal["auto", "crop-flip", "none"] = option(
+    augment: Literal["auto", "crop-flip", "crop", "none"] = option(
         "auto",
-        "random crop (4 pixels of zero padding) and horizontal flip; auto: for cifar10 only",
+        "random crop (4 pixels of zero padding) and horizontal flip; auto: both for cifar10 and"
+        " cifar100, none for digits, and crop alone for a folder, since a mirrored letter or sign"
+        " is another one (crop-flip where mirrored images are as good)",
     )
     val_fraction: float = option(
         0.0,
@@ -160,6 +171,7 @@ class TrainConfig:
                 continue
             elif not _is_instance(value, hint):
                 self._reject(field.name, _describe(hint))
+        require_dataset(self.dataset)
         for name in ("epochs", "batch_size", "decay_epochs", "log_every", "keep"):
             if getattr(self, name) < 1:
                 self._reject(name, "at least 1")
@@ -202,8 +214,18 @@ class TrainConfig:
 
     @property
     def augments(self) -> bool:
-        """Whether images are cropped and flipped, with ``auto`` resolved."""
-        return self.augment == "crop-flip" or (self.augment == "auto" and self.dataset == "cifar10")
+        """Whether images are cropped, and perhaps flipped, with ``auto`` resolved."""
+        return self._augmentation != "none"
+
+    @property
+    def flips(self) -> bool:
+        """Whether they are flipped, too."""
+        return self._augmentation == "crop-flip"
+
+    @property
+    def _augmentation(self) -> str:
+        auto = AUGMENTATIONS.get(self.dataset, "crop")
+        return auto if self.augment == "auto" else self.augment
 
     def to_json(self) -> str:
         """The options as JSON text for ``from_json``, without those of one process."""
@@ -222,6 +244,21 @@ class TrainConfig:
             return cls(**json.loads(path.read_text()))
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a saved training configuration: {error}") from error
+
+
+def require_dataset(name: str) -> None:
+    """Checks the name of a data set.
+
+    Raises:
+      UserError: there is none of it.
+    """
+    if name not in AUGMENTATIONS and not (name.startswith(FOLDER) and name != FOLDER):
+        raise UserError(f"--dataset must be one of {DATASETS}, got {name!r}")
+
+
+def folder_of(dataset: str) -> Path:
+    """The path in ``folder:PATH``; a shell leaves the ``~`` in it alone."""
+    return Path(os.path.expanduser(dataset.removeprefix(FOLDER)))
 
 
 def flag(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxcifar import cli, runtime
-from jaxcifar.config import REQUIRED, DatasetName, option
+from jaxcifar.config import DATASETS, REQUIRED, DatasetName, option, require_dataset
 from jaxcifar.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ class EvaluateConfig:
     )
     ema: bool = option(False, "of a torch file, take the exponential moving average")
     dataset: DatasetName | None = option(
-        None, "whose test images (default: what the run was trained on, else cifar10)"
+        None,
+        f"whose test images, one of {DATASETS} (default: what the run was trained on, else"
+        " cifar10)",
+        metavar="NAME",
     )
     data_dir: str | None = option(None, "where the data is, as for jaxcifar.train")
     batch_size: int = option(500, "images at a time; it does not change the result")
@@ -159,6 +162,7 @@ def score_checkpoint(
     name = dataset or loaded.dataset or "cifar10"
     splits = data.load(name, data_dir)
     loaded.require_classes(checkpoint, name, len(splits.class_names))
+    loaded.warn_of_names(checkpoint, name, splits.class_names)
     state = state_from(loaded.variables, loaded.build(), optax.identity())
     mesh = sharding.make_mesh()
     state, test = sharding.put((state, splits.test), sharding.replicated(mesh))
@@ -178,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = EvaluateConfig(**flags)
     if config.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {config.batch_size}")
+    if config.dataset is not None:
+        require_dataset(config.dataset)
 
     runtime.dispatch_in_turn()
     from jaxcifar import compile_cache

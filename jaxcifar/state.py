@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.training import train_state
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxcifar.models import INPUT_SHAPE
+from jaxcifar.models import INPUT_SHAPE, head
 
 
 class TrainState(train_state.TrainState):
@@ -77,6 +78,38 @@ def state_from(
     if adam is not None:
         state = state.replace(opt_state=(adam, *state.opt_state[1:]))
     return state.replace(step=jnp.zeros((), jnp.int32))
+
+
+def with_new_head(
+    key: jax.Array, variables: Any, adam: optax.ScaleByAdamState | None, model: nn.Module
+) -> tuple[dict[str, Any], optax.ScaleByAdamState | None]:
+    """Given weights of a network but for its last layer, which is drawn with ``key``.
+
+    Args:
+      key: a PRNG key.
+      variables: ``{"params": ..., "batch_stats": ...}`` of the same network with any number of
+        classes.
+      adam: moments and count, or None. The head's moments become 0; the others stay: without
+        them each weight's first step is as long as the learning rate, whatever it had learned
+        (where measured, twice the loss after the first epoch at 0.001).
+      model: with the wanted number of classes.
+    """
+    last = head(model)
+
+    def draw(key: jax.Array) -> dict[tuple[str, ...], jax.Array]:
+        params = model.init(key, jnp.zeros((1, *INPUT_SHAPE)), train=False)["params"]
+        leaves = flatten_dict(params).items()
+        return {path: leaf for path, leaf in leaves if path[:-1] == last}
+
+    def put(tree: Any, leaves: Any) -> Any:
+        return unflatten_dict({**flatten_dict(tree), **leaves})
+
+    with jax.default_matmul_precision("highest"):
+        drawn = jax.tree.map(np.asarray, jax.jit(draw)(key))
+    if adam is not None:
+        zeros = jax.tree.map(np.zeros_like, drawn)
+        adam = adam._replace(mu=put(adam.mu, zeros), nu=put(adam.nu, zeros))
+    return {**variables, "params": put(variables["params"], drawn)}, adam
 
 
 @partial(jax.jit, static_argnames=("examples", "batch_size"))

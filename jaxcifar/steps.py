@@ -81,6 +81,7 @@ def train_step(
     key: jax.Array,
     *,
     augment: bool = False,
+    flip: bool = True,
     skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """One update: augment, forward, backward, Adam. Pure; jit it with ``donate_argnums=0``.
@@ -91,6 +92,7 @@ def train_step(
       key: the run's key; the step's own is folded from it and ``state.step``, so the same
         key serves all steps.
       augment: crop and flip at random (static under jit).
+      flip: whether ``augment`` flips (static under jit).
       skip_nonfinite: where the loss or a gradient is not finite, count the step and leave
         everything else as it is (static under jit).
 
@@ -99,7 +101,7 @@ def train_step(
       batch count no image.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images = augment_images(augment_key, batch.images) if augment else batch.images
+    images = augment_images(augment_key, batch.images, flip=flip) if augment else batch.images
     images = normalize(images, _param_dtype(state))
     grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(
         state.params, state, images, batch.labels, dropout_key
@@ -137,7 +139,7 @@ def eval_step(state: TrainState, batch: Examples, mask: jax.Array) -> Metrics:
     return _eval_step(state, batch, mask)[0]
 
 
-@partial(jax.jit, donate_argnums=0, static_argnames=("augment", "skip_nonfinite", "count"))
+@partial(jax.jit, donate_argnums=0, static_argnames=("augment", "flip", "skip_nonfinite", "count"))
 def train_steps_at(
     state: TrainState,
     totals: Metrics,
@@ -146,6 +148,7 @@ def train_steps_at(
     key: jax.Array,
     *,
     augment: bool,
+    flip: bool = True,
     skip_nonfinite: bool = False,
     count: int = 1,
 ) -> tuple[TrainState, Metrics]:
@@ -158,6 +161,7 @@ def train_steps_at(
       order: the epoch's order, ``(steps, N)``.
       key: the run's key.
       augment: static.
+      flip: static.
       skip_nonfinite: static.
       count: steps in this one dispatch (static). Leave it at 1 on a CPU, where XLA's own
         convolution is some 50 times slower inside a loop than outside.
@@ -170,7 +174,7 @@ def train_steps_at(
         state, totals = carry
         batch = _gather(examples, order[state.step % order.shape[0]])
         state, metrics = train_step(
-            state, batch, key, augment=augment, skip_nonfinite=skip_nonfinite
+            state, batch, key, augment=augment, flip=flip, skip_nonfinite=skip_nonfinite
         )
         return (state, jax.tree.map(jnp.add, totals, metrics)), None
 

@@ -14,6 +14,7 @@ from jaxcifar.config import TrainConfig
 from jaxcifar.errors import UserError
 
 if TYPE_CHECKING:
+    import flax.linen as nn
     import jax
     import numpy as np
     import optax
@@ -56,6 +57,7 @@ class Run(NamedTuple):
       val: those held out, or None.
       test: the test images.
       class_names: in the order of the labels.
+      data: what tells whether a resumed run has the same data.
       schedule: the learning rate by steps.
       order_key: draws the order of each epoch.
       step_key: draws crops, flips and dropout.
@@ -69,6 +71,7 @@ class Run(NamedTuple):
     val: "Examples | None"
     test: "Examples"
     class_names: tuple[str, ...]
+    data: dict[str, Any]
     schedule: "optax.Schedule"
     order_key: "jax.Array"
     step_key: "jax.Array"
@@ -120,6 +123,7 @@ def train_and_evaluate(config: TrainConfig) -> History:
         del initial
         checkpoints = stack.enter_context(checkpoint.open_checkpoints(folder, keep=config.keep))
         if config.resume:
+            checkpoint.require_data(checkpoints, config.dataset, run.class_names, run.data)
             state, totals = checkpoint.restore(checkpoints, state, totals)
         start = int(state.step)
         if start > run.total_steps:
@@ -185,6 +189,7 @@ def _prepare(
     mesh = sharding.make_mesh()
     sharding.require_divisible(config.batch_size, mesh)
     dataset = data.load(config.dataset, config.data_dir)
+    identity = data.identity(dataset.train)
     train, val = data.hold_out(dataset.train, config.val_fraction)
     steps_per_epoch = len(train.labels) // config.batch_size
     if steps_per_epoch == 0:
@@ -197,8 +202,6 @@ def _prepare(
         dropout_rate=config.dropout_rate,
         dtype=config.precision,
     )
-    if initial:
-        initial.require_classes(str(config.init_from), config.dataset, len(dataset.class_names))
     if config.precision == "bfloat16" and runtime.computes_on_cpu():
         runtime.warn_of_slow_bfloat16()
     assert config.learning_rate is not None
@@ -217,6 +220,7 @@ def _prepare(
     init_key, order_key, step_key = draw_keys()
     optimizer = state.make_optimizer(schedule)
     if initial:
+        initial = _fitted(config, initial, model, dataset.class_names, init_key)
         first = state.state_from(initial.variables, model, optimizer, adam=initial.adam)
     else:
         first = state.create_state(init_key, model, optimizer)
@@ -224,7 +228,7 @@ def _prepare(
         (first, steps.Metrics.zeros(), train, val, dataset.test), everywhere
     )
     run = Run(
-        *(config, folder, mesh, train, val, test, dataset.class_names),
+        *(config, folder, mesh, train, val, test, dataset.class_names, identity),
         *(schedule, order_key, step_key, steps_per_epoch),
     )
     return run, first, totals
@@ -262,6 +266,7 @@ def _train(
             train_state, totals = steps.train_steps_at(
                 *(train_state, totals, run.train, order, run.step_key),
                 augment=config.augments,
+                flip=config.flips,
                 skip_nonfinite=config.on_nonfinite == "skip",
                 count=count,
             )
@@ -383,6 +388,7 @@ def _save(
     checkpoint.save(
         *(outputs.checkpoints, train_state, totals, run.config),
         class_names=run.class_names,
+        data=run.data,
         val_accuracy=val_accuracy,
     )
 
@@ -407,6 +413,31 @@ def _initial_weights(config: TrainConfig) -> "Weights | None":
     return initial
 
 
+def _fitted(
+    config: TrainConfig,
+    initial: "Weights",
+    model: "nn.Module",
+    class_names: tuple[str, ...],
+    key: "jax.Array",
+) -> "Weights":
+    """The weights with a head for the data's classes; a line says when it, or a name, is new."""
+    from jaxcifar import models, state
+
+    source, count = str(config.init_from), len(class_names)
+    if initial.num_classes == count:
+        initial.warn_of_names(source, config.dataset, class_names)
+        return initial
+    print(
+        f"{source} has {initial.num_classes} classes, {config.dataset} has {count}: the head"
+        f" {'/'.join(models.head(model))} starts anew",
+        file=sys.stderr,
+    )
+    variables, adam = state.with_new_head(key, initial.variables, initial.adam, model)
+    return initial._replace(
+        variables=variables, adam=adam, num_classes=count, class_names=class_names
+    )
+
+
 def _learning_rate(config: TrainConfig, folder: Path, initial: "Weights | None") -> float:
     """The one asked for, else that of the run that goes on, or the torch optimizer's, or 0.001."""
     if config.learning_rate is None and config.resume:
@@ -426,7 +457,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         TrainConfig,
         argv,
         prog="python -m jaxcifar.train",
-        description="Trains a network on CIFAR-10 and prints its accuracy on the test images.",
+        description="Trains a network and prints its accuracy on the test images.",
     )
     config = TrainConfig(**flags)
     if config.resume:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ import optax
 from orbax.checkpoint import v1 as ocp
 
 from jaxcifar import checkpoint, checksums, torch_files, torch_port
-from jaxcifar.errors import UserError, one_line
+from jaxcifar.errors import UserError, difference, one_line
 from jaxcifar.models import create_model
 
 Format = Literal["orbax", "safetensors", "torch"]
@@ -57,6 +57,15 @@ class Weights(NamedTuple):
         """
         if self.num_classes != count:
             raise UserError(f"{source} has {self.num_classes} classes, {dataset} has {count}")
+
+    def warn_of_names(self, source: str, dataset: str, names: Sequence[str]) -> None:
+        """Prints a line where their classes are known to be other ones than the data set's."""
+        differ = difference(self.class_names or names, names, source, dataset)
+        if differ:
+            print(
+                f"Warning: the classes of {source} are not those of {dataset}: {differ}",
+                file=sys.stderr,
+            )
 
     def build(self) -> nn.Module:
         """The model that they fit, in float32."""

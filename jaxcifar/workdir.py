@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcifar import environment
-from jaxcifar.config import TrainConfig, flag
+from jaxcifar.config import FOLDER, TrainConfig, flag, folder_of
 from jaxcifar.errors import UserError
 
 CONFIG_FILE = "config.json"
@@ -21,13 +22,14 @@ LOCK_FILE = "lock"
 
 def choose(config: TrainConfig) -> Path:
     """The run's folder; refuses to mix two runs in one."""
-    name = f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"{_short(config.dataset)}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
     workdir = Path(config.workdir or Path("runs") / name)
     if config.resume:
         saved = read_config(workdir)
         for field in dataclasses.fields(TrainConfig):
             old, new = getattr(saved, field.name), getattr(config, field.name)
-            if new not in (old, None) and not field.metadata["may_change"]:
+            moved = field.name == "dataset" and old.startswith(FOLDER) and new.startswith(FOLDER)
+            if new not in (old, None) and not field.metadata["may_change"] and not moved:
                 raise UserError(
                     f"{flag(field.name)} {new} is not what {workdir} was started with ({old}):"
                     " leave it out, or start a run in another --workdir"
@@ -37,6 +39,14 @@ def choose(config: TrainConfig) -> Path:
             f"{workdir} holds a run already: continue it with --resume, or choose another --workdir"
         )
     return workdir
+
+
+def _short(dataset: str) -> str:
+    """A data set's name as part of a file's: of a folder its own name, without odd characters."""
+    if not dataset.startswith(FOLDER):
+        return dataset
+    own = re.sub(r"[^\w.]+", "_", Path(os.path.abspath(folder_of(dataset))).name)
+    return own.strip("._")[:40] or "folder"
 
 
 def has_checkpoint(workdir: Path) -> bool:

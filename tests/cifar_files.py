@@ -1,5 +1,6 @@
-"""A small CIFAR-10 in each form that the official one is published in."""
+"""A small CIFAR-10 or -100 in each form that the official one is published in."""
 
+import dataclasses
 import hashlib
 import io
 import pickle
@@ -7,15 +8,7 @@ import tarfile
 
 import numpy as np
 
-from jaxcifar.data import Dataset, Examples
-from jaxcifar.data.archives import (
-    BINARY_ARCHIVE,
-    BINARY_FOLDER,
-    PYTHON_ARCHIVE,
-    PYTHON_FOLDER,
-    TRAIN_BATCHES,
-    Published,
-)
+from jaxcifar.data import Dataset, Examples, archives, cifar
 
 BATCH_IMAGES = 8
 NAMES = (
@@ -24,42 +17,53 @@ NAMES = (
 )
 
 
-def make_dataset(rng):
+def names(published):
+    few = published.num_classes == 10
+    return NAMES if few else tuple(f"class_{n:02d}" for n in range(published.num_classes))
+
+
+def make_dataset(rng, published=archives.CIFAR10):
     def examples(count):
         images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        return Examples(images, rng.integers(0, 10, count).astype(np.int32))
+        return Examples(images, rng.integers(0, published.num_classes, count).astype(np.int32))
 
-    return Dataset(examples(5 * BATCH_IMAGES), examples(BATCH_IMAGES), NAMES)
+    train_images = (len(published.batches) - 1) * BATCH_IMAGES
+    return Dataset(examples(train_images), examples(BATCH_IMAGES), names(published))
 
 
-def _batches(dataset):
-    for index, name in enumerate(TRAIN_BATCHES):
+def _batches(dataset, published):
+    *train, test = published.batches
+    for index, name in enumerate(train):
         part = slice(index * BATCH_IMAGES, (index + 1) * BATCH_IMAGES)
         yield name, dataset.train.images[part], dataset.train.labels[part]
-    yield "test_batch", *dataset.test
+    yield test, *dataset.test
 
 
-def _files(dataset):
+def _files(dataset, published):
     """Content by file name, of both folders."""
-    python, binary = {}, {"batches.meta.txt": "\n".join(NAMES).encode() + b"\n\n"}
-    names = [name.encode() for name in NAMES]
-    python["batches.meta"] = pickle.dumps({b"label_names": names}, protocol=2)
-    for name, images, labels in _batches(dataset):
+    own = names(published)
+    file, key = published.python_names
+    python = {file: pickle.dumps({key: [name.encode() for name in own]}, protocol=2)}
+    binary = {published.binary_names: "\n".join(own).encode() + b"\n\n"}
+    for name, images, labels in _batches(dataset, published):
         planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
-        batch = {b"data": planes, b"labels": labels.tolist()}
+        batch = {b"data": planes, published.python_labels: labels.tolist()}
+        coarse = np.arange(len(labels), dtype=np.uint8)[:, None]  # read for fine, they would differ
+        if published.label_bytes == 2:
+            batch[b"coarse_labels"] = coarse[:, 0].tolist()
         python[name] = pickle.dumps(batch, protocol=2)
-        records = np.concatenate([labels[:, None].astype(np.uint8), planes], axis=1)
-        binary[f"{name}.bin"] = records.tobytes()
+        columns = [coarse] * (published.label_bytes - 1) + [labels[:, None].astype(np.uint8)]
+        binary[f"{name}.bin"] = np.concatenate([*columns, planes], axis=1).tobytes()
     return python, binary
 
 
-def write(folder, dataset):
+def write(folder, dataset, published=archives.CIFAR10):
     """Writes both folders and both archives, and returns what is "published" of them."""
     md5 = {}
-    python, binary = _files(dataset)
+    python, binary = _files(dataset, published)
     for name, archive, files in (
-        (PYTHON_FOLDER, PYTHON_ARCHIVE, python),
-        (BINARY_FOLDER, BINARY_ARCHIVE, binary),
+        (published.python_folder, published.python_archive, python),
+        (published.binary_folder, published.binary_archive, binary),
     ):
         (folder / name).mkdir(parents=True)
         with tarfile.open(folder / archive, "w:gz") as tar:
@@ -70,7 +74,14 @@ def write(folder, dataset):
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
         md5[archive] = hashlib.md5((folder / archive).read_bytes()).hexdigest()
-    return Published(md5, BATCH_IMAGES)
+    batches = dict.fromkeys(published.batches, BATCH_IMAGES)
+    return dataclasses.replace(published, md5=md5, batches=batches)
+
+
+def load(data_dir, published=archives.CIFAR10, **changes):
+    """Loads as ``data.load`` does, with these files for the official ones."""
+    source = cifar.CIFAR10 if published.num_classes == 10 else cifar.CIFAR100
+    return cifar.load(dataclasses.replace(source, published=published, **changes), data_dir)
 
 
 def assert_equal(got, expected):

@@ -91,3 +91,11 @@ def test_each_image_is_drawn_for_itself_and_uniformly():
     half = jnp.zeros((count, 32, 32, 3), jnp.uint8).at[:, :, :16].set(1)
     flipped = np.asarray(augment.random_flip(jax.random.key(1), half))[:, 0, 31, 0]
     assert abs(flipped.mean() - 0.5) < 5 * 0.5 / np.sqrt(count)
+
+
+def test_without_the_flip_it_is_a_crop(images):
+    key = jax.random.key(3)
+    crop_key, _ = jax.random.split(key)
+    cropped = augment.random_crop(crop_key, jnp.asarray(images))
+    np.testing.assert_array_equal(augment.augment(key, images, flip=False), cropped)
+    assert np.any(augment.augment(key, images) != cropped)

@@ -28,6 +28,19 @@ def test_defaults_are_the_original_programs():
     assert TrainConfig(dataset="digits", augment="crop-flip").augments
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "digits", "folder:pets"])
+def test_augmentation_follows_the_data_unless_asked_for(dataset):
+    auto = {"digits": (False, False), "folder:pets": (True, False)}.get(dataset, (True, True))
+    for augment, expected in (
+        ("auto", auto),
+        ("none", (False, False)),
+        ("crop", (True, False)),
+        ("crop-flip", (True, True)),
+    ):
+        config = TrainConfig(dataset=dataset, augment=augment)
+        assert (config.augments, config.flips) == expected
+
+
 def test_only_given_flags_are_returned():
     assert parse() == {}
     flags = parse("--decay-rate", "1/3", "--epochs", "7", "--resume", "--workdir", "w")

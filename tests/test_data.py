@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxcifar import data
-from jaxcifar.data import Examples, cifar10, digits
+from jaxcifar.data import Examples, archives, digits
 from jaxcifar.errors import UserError
 from tests import cifar_files
 from tests.conftest import loaded_by
@@ -46,7 +46,7 @@ def test_importing_loads_no_other_framework():
 
 
 def test_bad_names_and_arrays_are_refused(monkeypatch):
-    with pytest.raises(UserError, match="choose cifar10 or digits"):
+    with pytest.raises(UserError, match="one of cifar10, cifar100, digits, folder:PATH, got"):
         data.load("mnist")
     good = Examples(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32))
     for bad in (
@@ -65,16 +65,19 @@ def test_bad_names_and_arrays_are_refused(monkeypatch):
 
 @pytest.fixture
 def prepared(tmp_path, rng):
+    return prepare(tmp_path, "cifar10", cifar_files.make_dataset(rng))
+
+
+def prepare(data_dir, name, dataset):
     """A folder as TFDS prepares it, in array_record, and what it holds."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
-    dataset = cifar_files.make_dataset(rng)
-    folder = tmp_path / "cifar10" / "3.0.2"
+    folder = data_dir / name / "3.0.2"
     folder.mkdir(parents=True)
     splits = []
-    for name, (images, labels) in (("train", dataset.train), ("test", dataset.test)):
-        path = folder / f"cifar10-{name}.array_record-00000-of-00001"
+    for split, (images, labels) in (("train", dataset.train), ("test", dataset.test)):
+        path = folder / f"{name}-{split}.array_record-00000-of-00001"
         writer = ArrayRecordWriter(str(path), "group_size:1")
         for image, label in zip(images, labels, strict=True):
             png = io.BytesIO()
@@ -82,33 +85,35 @@ def prepared(tmp_path, rng):
             example = tf_example_pb2.Example()
             example.features.feature["image"].bytes_list.value.append(png.getvalue())
             example.features.feature["label"].int64_list.value.append(int(label))
+            if name == "cifar100":
+                example.features.feature["coarse_label"].int64_list.value.append(int(label) // 5)
             writer.write(example.SerializeToString())
         writer.close()
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
         splits.append(
             {
                 "filepathTemplate": template,
-                "name": name,
+                "name": split,
                 "numBytes": "1",
                 "shardLengths": [str(len(labels))],
             }
         )
-    info = {"fileFormat": "array_record", "name": "cifar10", "splits": splits, "version": "3.0.2"}
+    info = {"fileFormat": "array_record", "name": name, "splits": splits, "version": "3.0.2"}
     info["moduleName"] = "tensorflow_datasets.image_classification.cifar"
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
-    (folder / "features.json").write_text(json.dumps(features()))
-    (folder / "label.labels.txt").write_text("\n".join(cifar_files.NAMES) + "\n")
+    (folder / "features.json").write_text(json.dumps(features(len(dataset.class_names))))
+    (folder / "label.labels.txt").write_text("\n".join(dataset.class_names) + "\n")
     return folder, dataset
 
 
-def features():
+def features(num_classes):
     shape = {"dimensions": ["32", "32", "3"]}
     image = {
         "image": {"dtype": "uint8", "shape": shape},
         "pythonClassName": FEATURES + "image_feature.Image",
     }
     label = {
-        "classLabel": {"numClasses": "10"},
+        "classLabel": {"numClasses": str(num_classes)},
         "pythonClassName": FEATURES + "class_label_feature.ClassLabel",
     }
     return {
@@ -117,8 +122,13 @@ def features():
     }
 
 
-def test_prepared_data_is_read_without_tensorflow(prepared, tmp_path):
-    cifar_files.assert_equal(cifar10.load(tmp_path), prepared[1])
+@pytest.mark.parametrize(
+    ("name", "published"), [("cifar10", archives.CIFAR10), ("cifar100", archives.CIFAR100)]
+)
+def test_prepared_data_is_read_without_tensorflow(name, published, rng, tmp_path):
+    dataset = cifar_files.make_dataset(rng, published)
+    prepare(tmp_path, name, dataset)
+    cifar_files.assert_equal(data.load(name, tmp_path), dataset)
 
 
 def truncate(path):
@@ -137,7 +147,7 @@ def test_damaged_prepared_data_is_named(damage, split, prepared, tmp_path):
     shard = prepared[0] / f"cifar10-{split}.array_record-00000-of-00001"
     damage(shard)
     with pytest.raises(UserError, match="is damaged or missing") as error:
-        cifar10.load(tmp_path)
+        cifar_files.load(tmp_path)
     assert str(error.value).startswith(str(shard))
     assert "\n" not in str(error.value)
 
@@ -146,7 +156,7 @@ def test_a_shard_with_too_few_records_is_named(prepared, tmp_path):
     shard = prepared[0] / "cifar10-train.array_record-00000-of-00001"
     shutil.copy(prepared[0] / "cifar10-test.array_record-00000-of-00001", shard)
     with pytest.raises(UserError, match="is damaged or missing") as error:
-        cifar10.load(tmp_path)
+        cifar_files.load(tmp_path)
     assert str(error.value).startswith(str(shard))
 
 
@@ -155,7 +165,7 @@ def test_prepared_tfrecord_is_passed_over(prepared, tmp_path):
     info = folder / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     published = cifar_files.write(tmp_path / "downloads" / "manual", dataset)
-    cifar_files.assert_equal(cifar10.load(tmp_path, published=published), dataset)
+    cifar_files.assert_equal(cifar_files.load(tmp_path, published), dataset)
 
 
 def test_real_cifar10(real_cifar10):

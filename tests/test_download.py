@@ -8,12 +8,14 @@ import time
 
 import pytest
 
-from jaxcifar.data import archives, cifar10, download
+from jaxcifar.data import archives, cifar, download
 from jaxcifar.errors import UserError
 from tests import cifar_files
 
 # The download library leaves its idle connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+BINARY = archives.CIFAR10.binary_archive
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -67,24 +69,24 @@ def dataset(rng):
 @pytest.fixture
 def published(server, dataset, tmp_path):
     published = cifar_files.write(tmp_path / "official", dataset)
-    server.content = (tmp_path / "official" / archives.BINARY_ARCHIVE).read_bytes()
+    server.content = (tmp_path / "official" / BINARY).read_bytes()
     return published
 
 
 def remote(port, content, sha256=None):
-    url = f"http://127.0.0.1:{port}/{archives.BINARY_ARCHIVE}"
+    url = f"http://127.0.0.1:{port}/{BINARY}"
     sha256 = sha256 or hashlib.sha256(content).hexdigest()
     return download.Remote(url, len(content), sha256)
 
 
-def assert_fails(data_dir, source, published=archives.PUBLISHED):
+def assert_fails(data_dir, source, published=archives.CIFAR10):
     start = time.monotonic()
     with pytest.raises(UserError) as error:
-        cifar10.load(data_dir, remote=source, published=published)
+        cifar_files.load(data_dir, published, remote=source)
     assert time.monotonic() - start < 10
     message = str(error.value)
     assert "\n" not in message
-    ways_out = (f"Put {archives.BINARY_ARCHIVE}", str(data_dir), "--data-dir", "--dataset digits")
+    ways_out = (f"Put {BINARY}", str(data_dir), "--data-dir", "--dataset digits")
     assert all(way in message for way in ways_out)
     assert not list(data_dir.glob("downloads/*.tmp.*"))
     assert not list(data_dir.glob("**/*.tar.gz"))
@@ -94,12 +96,12 @@ def assert_fails(data_dir, source, published=archives.PUBLISHED):
 def test_whole_and_then_from_the_cache(server, published, dataset, tmp_path):
     source = remote(server.server_port, server.content)
     data_dir = tmp_path / "data"
-    got = cifar10.load(data_dir, remote=source, published=published)
+    got = cifar_files.load(data_dir, published, remote=source)
     cifar_files.assert_equal(got, dataset)
     assert server.gets == 1
     server.shutdown()
     server.server_close()
-    got = cifar10.load(data_dir, remote=source, published=published)
+    got = cifar_files.load(data_dir, published, remote=source)
     cifar_files.assert_equal(got, dataset)
 
 
@@ -108,7 +110,7 @@ def test_broken_off_and_then_whole(server, published, dataset, tmp_path):
     server.mode = "broken"
     assert_fails(tmp_path / "data", source, published)
     server.mode = "whole"
-    got = cifar10.load(tmp_path / "data", remote=source, published=published)
+    got = cifar_files.load(tmp_path / "data", published, remote=source)
     cifar_files.assert_equal(got, dataset)
 
 
@@ -138,9 +140,10 @@ def test_a_silent_server(tmp_path, monkeypatch):
         assert_fails(tmp_path / "data", remote(silent.getsockname()[1], b""))
 
 
-def test_the_official_address_is_the_one_that_tfds_knows():
+@pytest.mark.parametrize("source", [cifar.CIFAR10, cifar.CIFAR100])
+def test_the_official_address_is_the_one_that_tfds_knows(source):
     import tensorflow_datasets as tfds
 
-    ((url, info),) = tfds.builder("cifar10").url_infos.items()
-    official = cifar10.OFFICIAL
-    assert (official.url, official.size, official.sha256) == (url, info.size, info.checksum)
+    ((url, info),) = tfds.builder(source.name).url_infos.items()
+    assert source.remote == download.Remote(url, info.size, info.checksum)
+    assert source.remote.url.endswith(source.published.binary_archive)

@@ -21,7 +21,8 @@ words = st.one_of(
     st.floats().map(str),
     st.sampled_from(["1/0", "1e999", "nan", "-1", "0x10", "auto", "localhost:1", "[::1]:99999"]),
     st.sampled_from([name for f in dataclasses.fields(TrainConfig) for name in choices(f.type)]
-                    + ["vgg16", "digits", "cifar10", ".", "/", "/dev/null", "README.md"]),
+                    + ["vgg16", "digits", "cifar100", "folder:.", "folder:~x"]
+                    + [".", "/", "/dev/null", "README.md"]),
 )  # fmt: skip
 
 

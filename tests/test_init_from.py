@@ -4,12 +4,15 @@ import shutil
 
 import jax
 import numpy as np
+import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
-from jaxcifar import evaluate, torch_files, torch_port, train, weights
+from jaxcifar import data, evaluate, torch_files, torch_port, train, weights
 from jaxcifar.config import TrainConfig
 from jaxcifar.errors import UserError
-from jaxcifar.models import abstract_variables, create_model
+from jaxcifar.models import abstract_variables, create_model, head
+from jaxcifar.state import with_new_head
 from jaxcifar.train import train_and_evaluate
 from tests.conftest import load_few_digits
 
@@ -143,8 +146,6 @@ def test_what_does_not_fit_is_refused(run, tmp_path, capsys):
     head["kernel"], head["bias"] = head["kernel"][:, :7], head["bias"][:7]
     weights.save(tmp_path / "seven", loaded._replace(adam=None, num_classes=7), {})
     with pytest.raises(UserError, match="seven has 7 classes, digits has 10"):
-        train_and_evaluate(config(tmp_path / "a", init_from=str(tmp_path / "seven")))
-    with pytest.raises(UserError, match="seven has 7 classes, digits has 10"):
         evaluate.main(["--checkpoint", str(tmp_path / "seven"), "--dataset", "digits"])
     with pytest.raises(UserError, match="--ema is for torch files"):
         train_and_evaluate(config(tmp_path / "a", ema=True, **source))
@@ -153,6 +154,79 @@ def test_what_does_not_fit_is_refused(run, tmp_path, capsys):
     with pytest.raises(FileNotFoundError):
         train_and_evaluate(config(tmp_path / "b", init_from=str(tmp_path / "none.ckpt")))
     assert not (tmp_path / "b").exists()
+
+
+def few_named(monkeypatch, names):
+    """Makes every data set the few digits that have one of these names."""
+    few = data.load("digits")
+
+    def of(examples):
+        return data.Examples(*(array[examples.labels < len(names)] for array in examples))
+
+    chosen = data.Dataset(of(few.train), of(few.test), names)
+    monkeypatch.setattr(data, "load", lambda name, data_dir=None: chosen)
+
+
+def without_head(tree):
+    return {name: leaf for name, leaf in tree.items() if name != "fc"}
+
+
+def test_a_head_for_other_classes_starts_anew(run, tmp_path, monkeypatch, capsys):
+    few_named(monkeypatch, ("ant", "bee", "cat"))
+    options = {"init_from": str(run.workdir), "learning_rate": 1e-3}
+    loaded = weights.load(run.workdir)
+    of_run, started, _ = train._prepare(config(tmp_path, **options), tmp_path, loaded)
+    line = f"{run.workdir} has 10 classes, digits has 3: the head fc starts anew\n"
+    assert capsys.readouterr().err.count(line) == 1
+    assert of_run.class_names == ("ant", "bee", "cat")
+    assert_same(without_head(started.params), without_head(run.state.params))
+    assert_same(without_head(started.opt_state[0].mu), without_head(run.state.opt_state[0].mu))
+    kernel = np.asarray(started.params["fc"]["kernel"])
+    bound = np.sqrt(6 / (1024 + 3))  # xavier's
+    assert kernel.shape == (1024, 3)
+    assert 0.9 * bound < np.abs(kernel).max() <= bound
+    with pytest.raises(UserError, match=r"run has 10 classes, digits has 3$"):
+        evaluate.main(["--checkpoint", str(run.workdir)])
+
+
+def test_moments_of_a_new_head_are_zero_and_others_stay():
+    old, new = (create_model("vgg16", num_classes=classes) for classes in (10, 3))
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract_variables(old))
+    adam = optax.ScaleByAdamState(np.int32(7), ones["params"], ones["params"])
+    variables, moments = with_new_head(jax.random.key(0), ones, adam, new)
+    shapes = [jax.tree.map(np.shape, tree) for tree in (variables, abstract_variables(new))]
+    assert shapes[0] == shapes[1]
+    assert moments.count == 7
+    path = head(new)
+    assert path == ("classifier", "5")
+    for tree, expected in ((variables["params"], None), (moments.mu, 0), (moments.nu, 0)):
+        for leaf, value in flatten_dict(tree).items():
+            if leaf[:-1] != path:
+                assert np.all(value == 1)
+            elif expected is None:
+                assert np.std(value) > 0
+            else:
+                assert np.all(value == 0)
+    assert with_new_head(jax.random.key(0), ones, None, new)[1] is None
+
+
+def test_as_many_classes_of_other_names_are_warned_of(run, tmp_path, monkeypatch, capsys):
+    digits = tuple("0123456789")
+    for names, differ in (
+        ((*digits[:9], "nine"), f"only in {run.workdir}: 9; only in digits: nine"),
+        (digits[::-1], "they are in another order"),
+        (digits, None),
+    ):
+        few_named(monkeypatch, names)
+        evaluate.main(["--checkpoint", str(run.workdir), "--batch-size", "7"])
+        loaded = weights.load(run.workdir)
+        started = config(tmp_path, init_from=str(run.workdir))
+        key = jax.random.key(0)
+        assert train._fitted(started, loaded, loaded.build(), names, key) is loaded
+        loaded._replace(class_names=None).warn_of_names("a", "b", ("c",) * 10)
+        error = capsys.readouterr().err
+        assert error.count("Warning") == (2 if differ else 0)
+        assert differ is None or error.count(f"those of digits: {differ}\n") == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])

@@ -1,5 +1,7 @@
 """The pure step, the schedule, the order of the images, and evaluation."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,26 @@ def test_a_scan_of_steps_is_the_same_steps(digits):
     for ours, theirs in zip(*map(jax.tree.leaves, ends), strict=True):
         assert np.abs(ours - theirs).max() <= 1e-9 * np.abs(theirs).max()  # as against torch
     assert int(ends[0][2].count) == 24
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_flip_is_the_one_asked_for(flip, monkeypatch):
+    seen = []
+
+    def augment_images(key, images, *, flip):
+        seen.append(flip)
+        return images
+
+    monkeypatch.setattr(steps, "augment_images", augment_images)
+    model = create_model("vgg16")
+    state = jax.eval_shape(
+        lambda key: create_state(key, model, make_optimizer(0.0)), jax.random.key(0)
+    )
+    examples = data.Examples(jnp.zeros((4, 32, 32, 3), jnp.uint8), jnp.zeros(4, jnp.int32))
+    run = partial(steps.train_steps_at.__wrapped__, augment=True, flip=flip)
+    order = jnp.zeros((2, 2), jnp.int32)
+    jax.eval_shape(run, state, steps.Metrics.zeros(), examples, order, jax.random.key(1))
+    assert seen == [flip]
 
 
 def test_dropout_differs_by_step_and_is_off_in_evaluation(digits):

@@ -1,11 +1,13 @@
 """Data sets as uint8 arrays in memory."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxcifar.config import FOLDER, folder_of, require_dataset
 from jaxcifar.errors import UserError
 
 
@@ -33,24 +35,28 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Loads a data set.
 
     Args:
-      name: ``cifar10`` or ``digits``.
-      data_dir: for ``cifar10``: where it is, or will be downloaded to; None means
+      name: ``cifar10``, ``cifar100``, ``digits`` or ``folder:PATH``.
+      data_dir: for the first two: where it is, or will be downloaded to; None means
         ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
 
     Raises:
       UserError: the data is missing, damaged, or cannot be downloaded.
     """
+    require_dataset(name)
     if name == "digits":
         from jaxcifar.data import digits
 
         dataset = digits.load()
-    elif name == "cifar10":
-        from jaxcifar.data import cifar10
+    elif name.startswith(FOLDER):
+        from jaxcifar.data import folder
+
+        dataset = folder.load(folder_of(name))
+    else:
+        from jaxcifar.data import cifar
 
         home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        dataset = cifar10.load(Path(home).expanduser())
-    else:
-        raise UserError(f"unknown data set {name!r}: choose cifar10 or digits")
+        source = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}[name]
+        dataset = cifar.load(source, Path(home).expanduser())
     for examples in (dataset.train, dataset.test):
         _check(name, examples, len(dataset.class_names))
     return dataset
@@ -74,6 +80,14 @@ def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples | 
     order = np.random.default_rng(0).permutation(total)
     held, rest = np.sort(order[:count]), np.sort(order[count:])
     return _take(examples, rest), _take(examples, held)
+
+
+def identity(examples: Examples) -> dict[str, Any]:
+    """What tells whether a resumed run has the images it began with: their number and SHA-256."""
+    total = hashlib.sha256()
+    for array in examples:
+        total.update(np.ascontiguousarray(array).data)
+    return {"train_images": len(examples.labels), "train_sha256": total.hexdigest()}
 
 
 def _take(examples: Examples, indices: np.ndarray) -> Examples:

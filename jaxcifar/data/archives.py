@@ -1,4 +1,4 @@
-"""The official CIFAR-10 files: ``cifar-10-{python,binary}.tar.gz`` and what they unpack to.
+"""The official files: ``cifar-10{,0}-{python,binary}.tar.gz`` and what they unpack to.
 
 A tar file, and every pickled batch in a folder, is checked against its published
 checksum before anything in it is read; what is unpickled may then only build arrays.
@@ -20,33 +20,65 @@ import numpy as np
 from jaxcifar.data import Dataset, Examples
 from jaxcifar.errors import UserError
 
-PYTHON_FOLDER, BINARY_FOLDER = "cifar-10-batches-py", "cifar-10-batches-bin"
-PYTHON_ARCHIVE, BINARY_ARCHIVE = "cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"
-TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
-RECORD_BYTES = 1 + 32 * 32 * 3
+PIXEL_BYTES = 32 * 32 * 3
 
 ReadFile = Callable[[str], bytes]
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What the official files are known to be.
+    """What the official files of one data set are known to be.
 
     Attributes:
+      python_folder: what the archive of pickled files unpacks to.
+      binary_folder: what the archive of records unpacks to.
+      python_archive: its name.
+      binary_archive: its name.
+      batches: images by file name, without the records' ``.bin``; the last file is the test's.
+      python_names: the pickled file with the names of the classes, and their key in it.
+      binary_names: the text file with them.
+      python_labels: the key of the labels in a pickled file.
+      label_bytes: of a record; the last one is the label.
+      num_classes: how many there are.
       md5: checksum by file name; as on the data set's page and in torchvision. No
         checksums of the unpacked binary files are published.
-      batch_images: images in each of the six batches.
     """
 
+    python_folder: str
+    binary_folder: str
+    python_archive: str
+    binary_archive: str
+    batches: Mapping[str, int]
+    python_names: tuple[str, bytes]
+    binary_names: str
+    python_labels: bytes
+    label_bytes: int
+    num_classes: int
     md5: Mapping[str, str]
-    batch_images: int = 10_000
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The folders and archives, in the order of preference."""
+        return self.python_folder, self.binary_folder, self.python_archive, self.binary_archive
 
 
-PUBLISHED = Published(
-    MappingProxyType(
+CIFAR10 = Published(
+    python_folder="cifar-10-batches-py",
+    binary_folder="cifar-10-batches-bin",
+    python_archive="cifar-10-python.tar.gz",
+    binary_archive="cifar-10-binary.tar.gz",
+    batches=MappingProxyType(
+        {**{f"data_batch_{number}": 10_000 for number in range(1, 6)}, "test_batch": 10_000}
+    ),
+    python_names=("batches.meta", b"label_names"),
+    binary_names="batches.meta.txt",
+    python_labels=b"labels",
+    label_bytes=1,
+    num_classes=10,
+    md5=MappingProxyType(
         {
-            PYTHON_ARCHIVE: "c58f30108f718f92721af3b95e74349a",
-            BINARY_ARCHIVE: "c32a1d4ab5d03f1284b67883e8d87530",
+            "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+            "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
             "data_batch_1": "c99cafc152244af753f735de768cd75f",
             "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
             "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
@@ -55,42 +87,66 @@ PUBLISHED = Published(
             "test_batch": "40351d587109b95175f43aff81a1287e",
             "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
         }
-    )
+    ),
+)
+
+CIFAR100 = Published(
+    python_folder="cifar-100-python",
+    binary_folder="cifar-100-binary",
+    python_archive="cifar-100-python.tar.gz",
+    binary_archive="cifar-100-binary.tar.gz",
+    batches=MappingProxyType({"train": 50_000, "test": 10_000}),
+    python_names=("meta", b"fine_label_names"),
+    binary_names="fine_label_names.txt",
+    python_labels=b"fine_labels",
+    label_bytes=2,  # the coarse one first
+    num_classes=100,
+    md5=MappingProxyType(
+        {
+            "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
+            "cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8",
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "meta": "7973b15100ade9c7d40fb424638fde48",
+        }
+    ),
 )
 
 
-def find(data_dir: Path) -> Path | None:
+def find(data_dir: Path, published: Published) -> Path | None:
     """The first official folder or archive at, in, or in the downloads of ``data_dir``."""
-    names = (PYTHON_FOLDER, BINARY_FOLDER, PYTHON_ARCHIVE, BINARY_ARCHIVE)
-    if data_dir.name in names and data_dir.exists():
+    if data_dir.name in published.forms and data_dir.exists():
         return data_dir
     for folder in (data_dir, data_dir / "downloads" / "manual", data_dir / "downloads"):
-        for name in names:
+        for name in published.forms:
             if (folder / name).exists():
                 return folder / name
     # TFDS decorates the names of its downloads, by itself or in a folder for the data set.
+    stem = published.binary_archive.removesuffix(".tar.gz")
+    patterns = (f"*{stem}*.tar.gz", f"cifar10*/*{stem}*.tar.gz")
     downloads = data_dir / "downloads"
-    patterns = ("*cifar-10-binary*.tar.gz", "cifar10/*cifar-10-binary*.tar.gz")
     return next((path for pattern in patterns for path in downloads.glob(pattern)), None)
 
 
-def read(path: Path, published: Published = PUBLISHED) -> Dataset:
+def read(path: Path, published: Published) -> Dataset:
     """Reads an official archive or folder.
 
     Raises:
       UserError: a file is missing, cut short, or not the published one; it is named.
     """
-    pickled = "python" in path.name or path.name == PYTHON_FOLDER
+    pickled = "python" in path.name or path.name == published.python_folder
+    read_files = _read_python if pickled else _read_binary
     if path.is_dir():
-        return (_read_python if pickled else _read_binary)(path, _folder_reader(path), published)
-    name, folder = (PYTHON_ARCHIVE, PYTHON_FOLDER) if pickled else (BINARY_ARCHIVE, BINARY_FOLDER)
+        return read_files(path, _folder_reader(path), published)
+    name, folder = published.binary_archive, published.binary_folder
+    if pickled:
+        name, folder = published.python_archive, published.python_folder
     try:
         with path.open("rb") as file:
             _verify(path, hashlib.file_digest(file, "md5").hexdigest(), published.md5[name])
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:gz") as tar:
-                reader = _tar_reader(path, tar, folder)
-                return (_read_python if pickled else _read_binary)(path, reader, published)
+                return read_files(path, _tar_reader(path, tar, folder), published)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise _damaged(path, str(error)) from error
 
@@ -122,7 +178,8 @@ def _read_python(path: Path, read_file: ReadFile, published: Published) -> Datas
     def batch(name: str) -> Examples:
         content = unpickle(name)
         planes = np.asarray(content[b"data"], np.uint8).reshape(-1, 3, 32, 32)
-        return Examples(planes.transpose(0, 2, 3, 1), np.asarray(content[b"labels"], np.int32))
+        labels = np.asarray(content[published.python_labels], np.int32)
+        return Examples(planes.transpose(0, 2, 3, 1), labels)
 
     def unpickle(name: str) -> Any:
         content = read_file(name)
@@ -137,25 +194,30 @@ def _read_python(path: Path, read_file: ReadFile, published: Published) -> Datas
         except Exception as error:  # a pickle that is damaged can raise anything
             raise _damaged(path / name, str(error)) from error
 
-    names = tuple(name.decode() for name in unpickle("batches.meta")[b"label_names"])
+    file, key = published.python_names
+    names = tuple(name.decode() for name in unpickle(file)[key])
     return _join(path, batch, "", names, published)
 
 
 def _read_binary(path: Path, read_file: ReadFile, published: Published) -> Dataset:
+    record_bytes, label_at = published.label_bytes + PIXEL_BYTES, published.label_bytes - 1
+
     def batch(name: str) -> Examples:
         content = read_file(name)
-        if len(content) != published.batch_images * RECORD_BYTES:
-            expected = published.batch_images * RECORD_BYTES
+        expected = published.batches[name.removesuffix(".bin")] * record_bytes
+        if len(content) != expected:
             raise _damaged(path / name, f"{len(content)} bytes instead of {expected}")
-        records = np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES)
-        if records[:, 0].max() > 9:
-            raise _damaged(path / name, f"it holds the label {records[:, 0].max()}")
-        planes = records[:, 1:].reshape(-1, 3, 32, 32)
-        return Examples(planes.transpose(0, 2, 3, 1), records[:, 0].astype(np.int32))
+        records = np.frombuffer(content, np.uint8).reshape(-1, record_bytes)
+        labels = records[:, label_at]
+        if labels.max() >= published.num_classes:
+            raise _damaged(path / name, f"it holds the label {labels.max()}")
+        planes = records[:, published.label_bytes :].reshape(-1, 3, 32, 32)
+        return Examples(planes.transpose(0, 2, 3, 1), labels.astype(np.int32))
 
-    names = tuple(read_file("batches.meta.txt").decode(errors="replace").split())
-    if len(names) != 10:
-        raise _damaged(path / "batches.meta.txt", f"it holds {len(names)} class names")
+    file = published.binary_names
+    names = tuple(read_file(file).decode(errors="replace").split())
+    if len(names) != published.num_classes:
+        raise _damaged(path / file, f"it holds {len(names)} class names")
     return _join(path, batch, ".bin", names, published)
 
 
@@ -166,10 +228,11 @@ def _join(
     names: tuple[str, ...],
     published: Published,
 ) -> Dataset:
-    batches = [batch(name + suffix) for name in (*TRAIN_BATCHES, "test_batch")]
-    for name, examples in zip((*TRAIN_BATCHES, "test_batch"), batches, strict=True):
-        if examples.images.shape[0] != published.batch_images:
-            raise _damaged(path / (name + suffix), f"it holds {len(examples.images)} images")
+    batches = []
+    for name, count in published.batches.items():
+        batches.append(batch(name + suffix))
+        if len(batches[-1].images) != count:
+            raise _damaged(path / (name + suffix), f"it holds {len(batches[-1].images)} images")
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches[:-1], strict=True))
     test = Examples(*(np.ascontiguousarray(array) for array in batches[-1]))
     return Dataset(Examples(images, labels), test, names)
@@ -188,7 +251,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             return np.ndarray.__reduce__(np.empty(0))[0]
         if (module, name) == ("_codecs", "encode"):  # how Python 3 pickles bytes for Python 2
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 file needs")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no official file needs")
 
 
 def _verify(path: Path, found: str, expected: str) -> None:

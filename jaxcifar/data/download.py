@@ -83,8 +83,9 @@ def _unreachable(url: str) -> str | None:
 
 def _failed(remote: Remote, data_dir: Path, reason: str) -> UserError:
     name = remote.url.rsplit("/", 1)[-1]
+    pickled = name.replace("binary", "python")
     return UserError(
-        f"CIFAR-10 is not in {data_dir} and {remote.url} cannot be had: {reason}. Put {name} (or"
-        f" cifar-10-python.tar.gz) into {data_dir}, or name the folder that holds it with"
-        " --data-dir, or train offline on --dataset digits"
+        f"the data is not in {data_dir} and {remote.url} cannot be had: {reason}. Put {name} (or"
+        f" {pickled}) into {data_dir}, or name the folder that holds it with --data-dir, or train"
+        " offline on --dataset digits"
     )

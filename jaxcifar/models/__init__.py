@@ -14,7 +14,15 @@ from jaxcifar.errors import UserError
 from jaxcifar.models.resnet import ResNet50Layer4
 from jaxcifar.models.vgg import VGG16
 
-__all__ = ["INPUT_SHAPE", "MODELS", "VGG16", "ResNet50Layer4", "abstract_variables", "create_model"]
+__all__ = [
+    "INPUT_SHAPE",
+    "MODELS",
+    "VGG16",
+    "ResNet50Layer4",
+    "abstract_variables",
+    "create_model",
+    "head",
+]
 
 INPUT_SHAPE = (32, 32, 3)
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -64,3 +72,9 @@ def abstract_variables(model: nn.Module) -> dict[str, dict[str, jax.ShapeDtypeSt
 
     jax.eval_shape(init, jax.random.key(0), images)  # would sort what it returns
     return unflatten_dict(leaves)
+
+
+def head(model: nn.Module) -> tuple[str, ...]:
+    """The path of the last layer, which gives the logits, as ``("classifier", "5")``."""
+    *_, last = flatten_dict(abstract_variables(model)["params"])
+    return last[:-1]

@@ -1,5 +1,6 @@
-"""CIFAR-10 (Krizhevsky, 2009): prepared by TFDS, in an archive or its folder, or downloaded."""
+"""CIFAR-10 and -100 (Krizhevsky, 2009): prepared by TFDS, in an archive, or downloaded."""
 
+import dataclasses
 import io
 import logging
 from pathlib import Path
@@ -11,41 +12,65 @@ from jaxcifar.data import Dataset, Examples, archives
 from jaxcifar.data.download import Remote, download
 from jaxcifar.errors import UserError
 
-OFFICIAL = Remote(
-    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    size=170_052_171,
-    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a data set comes from.
+
+    Attributes:
+      name: TFDS's, and ours.
+      remote: the binary archive on the web; size and checksum are TFDS's.
+      published: what the official files are.
+    """
+
+    name: str
+    remote: Remote
+    published: archives.Published
+
+
+CIFAR10 = Source(
+    "cifar10",
+    Remote(
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        size=170_052_171,
+        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    ),
+    archives.CIFAR10,
+)
+
+CIFAR100 = Source(
+    "cifar100",
+    Remote(
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        size=168_513_733,
+        sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    ),
+    archives.CIFAR100,
 )
 
 
-def load(
-    data_dir: Path,
-    *,
-    remote: Remote = OFFICIAL,
-    published: archives.Published = archives.PUBLISHED,
-) -> Dataset:
-    """Loads 50,000 training and 10,000 test images from the first of three sources.
+def load(source: Source, data_dir: Path) -> Dataset:
+    """Loads 50,000 training and 10,000 test images from the first of three places.
 
-    1. ``data_dir/cifar10/VERSION``: what TFDS has prepared, as array_record.
-    2. ``cifar-10-{python,binary}.tar.gz`` or ``cifar-10-batches-{py,bin}``, which the
-       official page and torchvision leave, in ``data_dir`` or its ``downloads``.
+    1. ``data_dir/NAME/VERSION``: what TFDS has prepared, as array_record.
+    2. One of the official archives, or the folder it unpacks to, as the official page and
+       torchvision leave them, in ``data_dir`` or its ``downloads``.
     3. A download into ``data_dir/downloads`` through TFDS.
 
     Args:
+      source: the data set; of CIFAR-100 the labels are the fine ones.
       data_dir: the folder to look in, or one of the archives or folders itself.
-      remote: the binary archive on the web.
-      published: checksums and sizes of the official files.
 
     Raises:
       UserError: damaged data, or none and no network.
     """
-    for info in sorted(data_dir.glob("cifar10/*/dataset_info.json"), reverse=True):
+    for info in sorted(data_dir.glob(f"{source.name}/*/dataset_info.json"), reverse=True):
         if _is_array_record(info):
             return _read_prepared(info.parent)
-    path = archives.find(data_dir)
+    path = archives.find(data_dir, source.published)
     if path is None:
-        path = download(remote, data_dir)
-    return archives.read(path, published)
+        path = download(source.remote, data_dir)
+    return archives.read(path, source.published)
 
 
 def _is_array_record(info: Path) -> bool:
@@ -68,7 +93,7 @@ def _read_prepared(folder: Path) -> Dataset:
             splits[split] = _decode(builder.as_data_source(split=split, deserialize_method=raw))
     except Exception as error:  # whatever array_record, protobuf or Pillow raise on bad bytes
         raise UserError(
-            f"{where} is damaged or missing; delete {folder} to load CIFAR-10 anew ({error})"
+            f"{where} is damaged or missing; delete {folder} to load the data anew ({error})"
         ) from error
     return Dataset(splits["train"], splits["test"], names)
 
