@@ -121,7 +121,10 @@ def write(path: Path, weights: Weights, format: Format, metadata: Mapping[str, A
 
 
 def save(path: Path, weights: Weights, metadata: Mapping[str, Any]) -> None:
-    """Writes an Orbax checkpoint that ``load`` reads; ``metadata`` is JSON beside its own."""
+    """Writes an Orbax checkpoint that ``load`` reads, into a folder that is not there yet.
+
+    ``metadata`` is JSON kept beside its own. ``write`` does the same, and more kindly on failure.
+    """
     tree: dict[str, Any] = dict(weights.variables)
     if weights.adam is not None:
         tree["opt_state"] = (weights.adam,)  # where a run's checkpoint has it
