@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxcifar
-from jaxcifar import train, weights
+from jaxcifar import torch_port, train, weights
 from jaxcifar.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def run(page: Path, names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.slow
 def test_tutorial(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="torch is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run(ROOT / "docs/tutorial.md", {}, capsys)
@@ -56,6 +56,21 @@ def test_readme(monkeypatch, capsys):
     assert capsys.readouterr().out == "0.5 {'loss': 1.0}\n"
     assert isinstance(given[0], jaxcifar.TrainConfig)
     assert isinstance(names["state"], jaxcifar.TrainState)
+
+
+@pytest.mark.slow
+def test_coming_from_pytorch(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch", reason="torch is not installed")
+    import torch_models
+
+    monkeypatch.chdir(tmp_path)
+    module = torch_models.VGG16()
+    variables = torch_port.to_flax(module.state_dict(), jaxcifar.create_model("vgg16"))
+    weights.save(Path("vgg16_flax"), weights.Weights("vgg16", 10, variables), {})
+    names = {"module": module, "images": np.zeros((2, 32, 32, 3), np.uint8)}
+    run(ROOT / "docs/from_pytorch.md", names, capsys)
+    assert names["logits"].shape == (2, 10)
+    assert names["state_dict"].keys() == module.state_dict().keys()
 
 
 @pytest.mark.slow

@@ -59,6 +59,8 @@ def options() -> str:
 def _command(title: str, module: ModuleType, config: type) -> Iterator[str]:
     yield f"## {title}\n\n{module.__doc__}\n"
     for action in cli.make_parser(config, prog=title, description="")._actions:
+        if action.dest == "help":
+            continue
         name = " ".join([*action.option_strings[-1:], _value(action)]).strip()
         text = re.sub(r"[<*_|]", r"\\\g<0>", (action.help or "").replace("%%", "%"))
         yield f"`{name}`\n:   {text}\n"
