@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 MODEL ?= resnet50_layer4
 BIN := $(VENV)/bin
 
-.PHONY: train torch test test-fast test-distributed lint bench torture clean
+.PHONY: train torch test test-fast test-distributed lint docs bench torture clean
 
 # Trains on scikit-learn's digits, the offline stand-in for CIFAR-10, and prints the accuracy.
 train: $(VENV)/.core
@@ -35,6 +35,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in site/; a warning is an error. The variable silences a banner.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # More than an hour; leave the machine alone meanwhile.
 bench: torch
 	$(BIN)/python benchmarks/bench.py
@@ -52,5 +56,9 @@ $(VENV)/.dev: $(VENV)/.core
 	$(BIN)/python -m pip install --quiet -e '.[dev]' $(TORCH)
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

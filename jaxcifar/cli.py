@@ -28,6 +28,11 @@ def parse(config_type: type, argv: Sequence[str] | None, *, prog: str, descripti
       UserError: an unknown flag, or a value that cannot be read.
       SystemExit: after ``--help``.
     """
+    return vars(make_parser(config_type, prog=prog, description=description).parse_args(argv))
+
+
+def make_parser(config_type: type, *, prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser with a flag for each of a dataclass's fields; it raises ``UserError``."""
     parser = _Parser(
         prog=prog,
         description=description,
@@ -57,7 +62,7 @@ def parse(config_type: type, argv: Sequence[str] | None, *, prog: str, descripti
             parser.add_argument(field.name, help=text, **{**options, "metavar": field.name.upper()})
         else:
             parser.add_argument(flag(field.name), required=needed, help=text, **options)
-    return vars(parser.parse_args(argv))
+    return parser
 
 
 def command_line(config: Any, prog: str) -> str:

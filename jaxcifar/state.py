@@ -15,8 +15,9 @@ from jaxcifar.models import INPUT_SHAPE, head
 
 
 class TrainState(train_state.TrainState):
-    """Flax's state (``step, params, opt_state``, static ``apply_fn, tx``) and running statistics.
+    """Flax's state (``step, params, opt_state``, static ``apply_fn, tx``) and ``batch_stats``.
 
+    ``batch_stats`` are BatchNorm's running statistics, a tree like ``params``.
     ``step`` counts the updates since the beginning. A state goes into ``train_step`` whole
     and comes out whole; nothing else changes during training.
     """
@@ -40,7 +41,13 @@ def make_optimizer(schedule: optax.ScalarOrSchedule) -> optax.GradientTransforma
 def create_state(
     key: jax.Array, model: nn.Module, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """A fresh state: parameters drawn with ``key``, running statistics 0 and 1, step 0."""
+    """A fresh state: parameters drawn with ``key``, running statistics 0 and 1, step 0.
+
+    Args:
+      key: a PRNG key; the same key, model and device give the same parameters.
+      model: from ``create_model``.
+      optimizer: ``make_optimizer``'s, or any other of optax.
+    """
 
     def init(key: jax.Array) -> TrainState:
         variables = model.init(key, jnp.zeros((1, *INPUT_SHAPE)), train=False)

@@ -74,7 +74,11 @@ def read(path: Path, *, ema: bool = False) -> TorchFile:
 
 
 def write_torch(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Writes what ``model.load_state_dict(torch.load(path), strict=True)`` takes."""
+    """Writes what ``model.load_state_dict(torch.load(path), strict=True)`` takes.
+
+    Raises:
+      UserError: torch is missing or too old.
+    """
     torch = import_torch()
     torch.save({key: _tensor(torch, array) for key, array in state_dict.items()}, path)
 

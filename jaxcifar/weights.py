@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -37,10 +38,10 @@ class Weights(NamedTuple):
     model: str
     num_classes: int
     variables: dict[str, Any]
-    adam: optax.ScaleByAdamState | None
-    learning_rate: float | None
-    torch_dtypes: dict[str, str]
-    notes: tuple[str, ...]
+    adam: optax.ScaleByAdamState | None = None
+    learning_rate: float | None = None
+    torch_dtypes: Mapping[str, str] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
     dataset: str | None = None
     class_names: tuple[str, ...] | None = None
 
@@ -129,7 +130,10 @@ def write(path: Path, weights: Weights, format: Format, metadata: Mapping[str, A
 
 
 def save(path: Path, weights: Weights, metadata: Mapping[str, Any]) -> None:
-    """Writes an Orbax checkpoint that ``load`` reads; ``metadata`` is JSON beside its own."""
+    """Writes an Orbax checkpoint that ``load`` reads, into a folder that is not there yet.
+
+    ``metadata`` is JSON kept beside its own. ``write`` does the same, and more kindly on failure.
+    """
     tree: dict[str, Any] = dict(weights.variables)
     if weights.adam is not None:
         tree["opt_state"] = (weights.adam,)  # where a run's checkpoint has it
@@ -137,7 +141,7 @@ def save(path: Path, weights: Weights, metadata: Mapping[str, Any]) -> None:
         "model": weights.model,
         "num_classes": weights.num_classes,
         "learning_rate_of_torch": weights.learning_rate,
-        "torch_dtypes": weights.torch_dtypes,
+        "torch_dtypes": dict(weights.torch_dtypes),
         "class_names": weights.class_names,
     }
     context = ocp.Context()

@@ -46,7 +46,11 @@ def _torch_bias(fan_in: int) -> Initializer:
 
 
 class Sequential(nn.Module):
-    """Applies layers in turn, each named by its index."""
+    """Applies layers in turn, each named by its index.
+
+    Attributes:
+      layers: constructors, as ``ReLU`` or ``partial(Linear, 10)``.
+    """
 
     layers: Sequence[Layer]
 
@@ -58,14 +62,23 @@ class Sequential(nn.Module):
 
 
 class Conv(nn.Module):
-    """``torch.nn.Conv2d`` with a square kernel; ``(N, H, W, C) -> (N, H', W', features)``."""
+    """``torch.nn.Conv2d`` with a square kernel; ``(N, H, W, C) -> (N, H', W', features)``.
+
+    Attributes:
+      features: channels of the result.
+      kernel_size: height and width of the kernel, in pixels.
+      stride: pixels between two windows.
+      padding: zeros on each side, in pixels.
+      kernel_init: draws the kernel; torch's default unless given.
+      bias_init: draws the bias; None is torch's default.
+    """
 
     features: int
     kernel_size: int
     stride: int = 1
     padding: int = 0
     kernel_init: Initializer = torch_uniform
-    bias_init: Initializer | None = None  # None: torch's default
+    bias_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -81,7 +94,12 @@ class Conv(nn.Module):
 
 
 class Linear(nn.Module):
-    """``torch.nn.Linear``; ``(N, C) -> (N, features)``."""
+    """``torch.nn.Linear``; ``(N, C) -> (N, features)``.
+
+    Attributes:
+      features: length of the result.
+      kernel_init: draws the kernel ``(C, features)``; torch's default unless given.
+    """
 
     features: int
     kernel_init: Initializer = torch_uniform
@@ -101,7 +119,8 @@ class BatchNorm(nn.Module):
 
     Flax's own keeps the biased batch variance as running statistic, torch the unbiased
     one; hence this layer. Statistics are computed and kept in float32 or wider, with the
-    number of batches that went into them, as torch does.
+    number of batches that went into them, as torch does. Epsilon (1e-5) and momentum are
+    torch's defaults.
 
     Raises:
       ValueError: in training, when the batch has one value per channel (as torch does).
@@ -192,7 +211,13 @@ class ReLU(nn.Module):
 
 
 class Dropout(nn.Module):
-    """``torch.nn.Dropout``: zeroes with probability ``rate`` and scales the rest up."""
+    """``torch.nn.Dropout``: zeroes with probability ``rate`` and scales the rest up.
+
+    In training it needs a key: ``apply(..., train=True, rngs={"dropout": key})``.
+
+    Attributes:
+      rate: at least 0 and below 1.
+    """
 
     rate: float
 
@@ -202,7 +227,13 @@ class Dropout(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """``torch.nn.MaxPool2d``: the padding is minus infinity, and explicit."""
+    """``torch.nn.MaxPool2d``: the padding is minus infinity, and explicit.
+
+    Attributes:
+      window: height and width of the window, in pixels.
+      stride: pixels between two windows.
+      padding: on each side, in pixels.
+    """
 
     window: int
     stride: int

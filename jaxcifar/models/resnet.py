@@ -26,7 +26,7 @@ LAYERS = {
 class Block(nn.Module):
     """A bottleneck: 1x1 to ``mid``, 3x3, 1x1 to ``out``, plus the shortcut.
 
-    Args:
+    Attributes:
       mid: channels inside.
       out: channels of the result.
       downsample: halve height and width, by a stride of 2 on the first 1x1.
@@ -54,7 +54,7 @@ class ResNet50Layer4(nn.Module):
 
     All conv and linear weights start xavier-uniform, biases at torch's default.
 
-    Args:
+    Attributes:
       num_classes: length of the logits.
       dtype: what is computed in; parameters are float32 or wider.
     """

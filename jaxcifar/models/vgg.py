@@ -27,7 +27,7 @@ class VGG16(nn.Module):
     The features have no batch norm unless ``batch_norm``; the head always has one.
     Conv kernels start at N(0, sqrt(2 / (kh kw out))), their biases at 0.
 
-    Args:
+    Attributes:
       num_classes: length of the logits.
       dropout_rate: probability of zeroing, before both linear layers.
       batch_norm: normalise after each convolution (``vgg16_bn``).
