@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from jaxcifar import runtime
 from jaxcifar.config import TrainConfig
 from jaxcifar.errors import UserError, difference, one_line
 from jaxcifar.state import TrainState
@@ -188,7 +188,7 @@ def restore(
         for step, reason in damaged:
             _set_aside(checkpointer, step, reason)
         if damaged:
-            print(f"Warning: resuming from step {found.step} instead", file=sys.stderr)
+            runtime.note(f"Warning: resuming from step {found.step} instead")
         totals = tree.pop("totals")
         return state.replace(**tree), totals
     reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
@@ -212,8 +212,8 @@ def _load(checkpointer: ocp.training.Checkpointer, step: int, like: Any) -> Any:
 def _set_aside(checkpointer: ocp.training.Checkpointer, step: int, reason: str) -> None:
     folder = Path(checkpointer.directory) / str(step)
     aside = folder.parents[1] / f"damaged-{step}"
-    print(f"Warning: {folder} is damaged ({reason}); it is now {aside}", file=sys.stderr)
-    if jax.process_index() == 0:
+    runtime.note(f"Warning: {folder} is damaged ({reason}); it is now {aside}")
+    if runtime.is_first_process():
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     multihost_utils.sync_global_devices("jaxcifar: damaged checkpoint set aside")

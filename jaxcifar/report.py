@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -216,7 +215,7 @@ def _outputs(folder: Path, data_dir: str | None) -> TestOutputs:
         return saved
     from jaxcifar.evaluate import score_checkpoint
 
-    print(f"{folder}: looking at the test images with the weights of step {step}", file=sys.stderr)
+    runtime.note(f"{folder}: looking at the test images with the weights of step {step}")
     found = score_checkpoint(str(folder), data_dir=data_dir or config.data_dir)
     outputs = collect(step, found.class_names, found.logits, found.examples)
     save_outputs(folder, outputs)

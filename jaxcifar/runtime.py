@@ -106,6 +106,12 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
+def note(line: str) -> None:
+    """Prints a line to stderr, once for all processes of a run."""
+    if is_first_process():
+        print(line, file=sys.stderr)
+
+
 def agreed(flag: bool) -> bool:
     """Whether the flag is set in any process; each of them has to ask."""
     import jax
@@ -141,10 +147,7 @@ def warn_of_slow_bfloat16() -> None:
     """Prints a line where the processor is known to lack bfloat16 instructions."""
     flags = cpu_flags().split()
     if flags and not {"avx512_bf16", "amx_bf16", "bf16"} & set(flags):
-        print(
-            "Warning: this processor has no bfloat16 instructions: --precision float32 is faster",
-            file=sys.stderr,
-        )
+        note("Warning: this processor has no bfloat16 instructions: --precision float32 is faster")
 
 
 def keep_freed_memory() -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -169,10 +168,9 @@ def _leave_report(run: Run, logits: "np.ndarray") -> None:
         )
         report.make_report([run.folder])
     except OSError as error:
-        print(
+        runtime.note(
             f"Warning: the report could not be written ({error}); make it with:"
-            f" python -m jaxcifar.report {run.folder}",
-            file=sys.stderr,
+            f" python -m jaxcifar.report {run.folder}"
         )
 
 
@@ -427,10 +425,9 @@ def _fitted(
     if initial.num_classes == count:
         initial.warn_of_names(source, config.dataset, class_names)
         return initial
-    print(
+    runtime.note(
         f"{source} has {initial.num_classes} classes, {config.dataset} has {count}: the head"
-        f" {'/'.join(models.head(model))} starts anew",
-        file=sys.stderr,
+        f" {'/'.join(models.head(model))} starts anew"
     )
     variables, adam = state.with_new_head(key, initial.variables, initial.adam, model)
     return initial._replace(
@@ -464,8 +461,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         saved = workdir.read_config(Path(config.workdir or ""))
         config = dataclasses.replace(saved, **flags)
     history = train_and_evaluate(config)
-    if runtime.is_first_process():
-        print(f"Checkpoints, logs and report are in {history.workdir}", file=sys.stderr)
+    runtime.note(f"Checkpoints, logs and report are in {history.workdir}")
 
 
 if __name__ == "__main__":

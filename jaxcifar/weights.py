@@ -1,7 +1,6 @@
 """Weights from wherever they are: a run, a ported checkpoint, a torch or safetensors file."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +12,7 @@ import numpy as np
 import optax
 from orbax.checkpoint import v1 as ocp
 
-from jaxcifar import checkpoint, checksums, torch_files, torch_port
+from jaxcifar import checkpoint, checksums, runtime, torch_files, torch_port
 from jaxcifar.errors import UserError, difference, one_line
 from jaxcifar.models import create_model
 
@@ -48,7 +47,7 @@ class Weights(NamedTuple):
     def tell(self, source: str) -> None:
         """Prints the notes, for a command that was given ``source``."""
         for note in self.notes:
-            print(f"{source}: {note}", file=sys.stderr)
+            runtime.note(f"{source}: {note}")
 
     def require_classes(self, source: str, dataset: str, count: int) -> None:
         """Checks that they are for as many classes as a data set has.
@@ -63,10 +62,7 @@ class Weights(NamedTuple):
         """Prints a line where their classes are known to be other ones than the data set's."""
         differ = difference(self.class_names or names, names, source, dataset)
         if differ:
-            print(
-                f"Warning: the classes of {source} are not those of {dataset}: {differ}",
-                file=sys.stderr,
-            )
+            runtime.note(f"Warning: the classes of {source} are not those of {dataset}: {differ}")
 
     def build(self) -> nn.Module:
         """The model that they fit, in float32."""

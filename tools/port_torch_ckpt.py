@@ -11,22 +11,20 @@ import hashlib
 import importlib.util
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaxcifar import cli
+from jaxcifar import cli, environment
 from jaxcifar.config import REQUIRED, ModelName, option
 from jaxcifar.errors import UserError
 
 if TYPE_CHECKING:
     from jaxcifar.weights import Weights
 
-PACKAGES = ("jaxcifar", "jax", "flax", "orbax-checkpoint", "numpy", "torch", "safetensors")
+PACKAGES = (*environment.PACKAGES, "torch", "safetensors")
 RANDOM_IMAGES = 16
 USER_IMAGES = 48
 
@@ -114,7 +112,7 @@ def port(config: PortConfig) -> dict[str, Any]:
         "notes": list(loaded.notes),
         "nonfinite": nonfinite,
         "normalization": {"mean": augment.MEAN, "std": augment.STD},
-        "versions": _versions(),
+        "versions": environment.versions(PACKAGES),
     }
     info = {"source": report["input"], "normalization": report["normalization"]}
 
@@ -234,16 +232,6 @@ def _replace(target: Path, new: Path, *, old: Path) -> None:
         if existed:
             old.rename(target)
         raise
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def main(argv: Sequence[str] | None = None) -> None:
