@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from jaxcifar import environment
 
 MEASURE = Path(__file__).with_name("measure.py")
 MODELS = ("vgg16", "resnet50_layer4")
@@ -107,13 +108,6 @@ def line(row: list[dict[str, Any]]) -> str:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    names = ("jaxcifar", "jax", "jaxlib", "flax", "optax", "torch", "numpy")
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     processor = platform.processor() or platform.machine()
     for entry in Path("/proc/cpuinfo").read_text().splitlines():
         if entry.startswith("model name"):
@@ -122,8 +116,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor,
         "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **versions,
+        **environment.versions((*environment.PACKAGES, "torch")),
     }
 
 

@@ -75,7 +75,9 @@ def command_line(config: Any, prog: str) -> str:
         if isinstance(value, bool):
             words.append(flag(field.name if value else f"no_{field.name}"))
         else:
-            words += [flag(field.name), _show(value)]
+            text = _show(value)  # one that looks like a flag is given with an equals sign
+            name = flag(field.name)
+            words += [f"{name}={text}"] if text.startswith("-") else [name, text]
     return shlex.join(words)
 
 

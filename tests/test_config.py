@@ -1,7 +1,9 @@
 """The configuration, its command line, and how they fail."""
 
 import dataclasses
+import importlib
 import json
+import shlex
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcifar import cli
+from jaxcifar import __main__, cli
 from jaxcifar.config import TrainConfig, flag, fraction
 from jaxcifar.errors import UserError
 from jaxcifar.train import main
@@ -148,3 +150,35 @@ def test_help_names_every_option():
     for field in dataclasses.fields(TrainConfig):
         assert flag(f"no_{field.name}" if field.default is True else field.name) in out
     assert "every 20th epoch" in " ".join(out.split())
+
+
+@given(
+    values=st.fixed_dictionaries(
+        {},
+        optional={
+            "model": st.sampled_from(("vgg16", "resnet50_layer4")),
+            "dataset": st.sampled_from(("digits", "folder:a b")),
+            "workdir": st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=1),
+            "epochs": st.integers(1, 9),
+            "learning_rate": st.floats(1e-9, 1),
+            "decay_rate": st.sampled_from((1 / 3, 0.1, 1)),
+            "compile_cache": st.booleans(),
+            "report": st.booleans(),
+        },
+    )
+)
+def test_a_command_line_gives_its_configuration_back(values):
+    config = TrainConfig(**values)
+    program, *argv = shlex.split(cli.command_line(config, "train"))
+    assert program == "train"
+    assert TrainConfig(**cli.parse(TrainConfig, argv, prog="", description="")) == config
+
+
+def test_the_commands_are_listed(capsys):
+    __main__.main([])
+    out = capsys.readouterr().out
+    for name in __main__.COMMANDS:
+        assert f"python -m jaxcifar.{name} " in out
+        assert callable(importlib.import_module(f"jaxcifar.{name}").main)
+    with pytest.raises(UserError, match=r"run python -m jaxcifar\.train"):
+        __main__.main(["train"])
