@@ -5,7 +5,7 @@ import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_origin, get_type_hints
 
 from jaxcifar import runtime
 from jaxcifar.config import REQUIRED, choices, flag, fraction, without_none
@@ -51,24 +51,29 @@ def parse(config_type: type, argv: Sequence[str] | None, *, prog: str, descripti
         elif not options:
             options = {"metavar": field.metadata["metavar"]}
         if field.metadata["positional"]:
+            if get_origin(hint) is tuple:  # one or more
+                options["nargs"] = "+"
             parser.add_argument(field.name, help=text, **{**options, "metavar": field.name.upper()})
         else:
             parser.add_argument(flag(field.name), required=needed, help=text, **options)
     return vars(parser.parse_args(argv))
 
 
-def run(main: Callable[[Sequence[str] | None], object], *, prog: str) -> NoReturn:
-    """Runs a command: exit 0; 2 and one line where the input is at fault; 128 + N on signal N."""
+def run(main: Callable[[Sequence[str] | None], int | None], *, prog: str) -> NoReturn:
+    """Runs a command: exit 0, or what it returns.
+
+    2 and one line where the input is at fault; 128 + N on signal N.
+    """
     runtime.prepare()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        main(None)
+        code = main(None)
     except (UserError, OSError) as error:
         print(f"{prog}: error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

@@ -114,13 +114,18 @@ def train_step(
     return new_state, dataclasses.replace(metrics, nonfinite=1 - finite.astype(jnp.int32))
 
 
-def eval_step(state: TrainState, batch: Examples, mask: jax.Array) -> Metrics:
-    """Metrics of one batch in evaluation mode, of the images where ``mask``, bool ``(N,)``."""
-    logits = state.apply_fn(
+def predict_step(state: TrainState, images: jax.Array) -> jax.Array:
+    """Logits ``(N, num_classes)`` of uint8 images ``(N, 32, 32, 3)``, in evaluation mode."""
+    return state.apply_fn(
         {"params": state.params, "batch_stats": state.batch_stats},
-        normalize(batch.images, _param_dtype(state)),
+        normalize(images, _param_dtype(state)),
         train=False,
     )
+
+
+def eval_step(state: TrainState, batch: Examples, mask: jax.Array) -> Metrics:
+    """Metrics of one batch in evaluation mode, of the images where ``mask``, bool ``(N,)``."""
+    logits = predict_step(state, batch.images)
     return _sums(_cross_entropy(logits, batch.labels), logits, batch.labels, mask)
 
 
