@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxcifar import cli, evaluate, runtime, train
+from jaxcifar import cli, evaluate, export, predict, runtime, train
 from jaxcifar.config import TrainConfig, choices, flag, without_none
 from jaxcifar.errors import UserError
 
@@ -77,6 +77,20 @@ def test_train(argv):
 @given(argv=flags(evaluate.EvaluateConfig))
 def test_evaluate(argv):
     code, _ = run(evaluate.main, argv)
+    assert code in (0, 2)
+
+
+@fuzz
+@given(argv=flags(export.ExportConfig))
+def test_export(argv):
+    code, _ = run(export.main, argv)
+    assert code in (0, 2)
+
+
+@fuzz
+@given(argv=flags(predict.PredictConfig))
+def test_predict(argv):
+    code, _ = run(predict.main, argv)
     assert code in (0, 2)
 
 
