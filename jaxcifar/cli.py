@@ -81,18 +81,21 @@ def command_line(config: Any, prog: str) -> str:
     return shlex.join(words)
 
 
-def run(main: Callable[[Sequence[str] | None], object], *, prog: str) -> NoReturn:
-    """Runs a command: exit 0; 2 and one line where the input is at fault; 128 + N on signal N."""
+def run(main: Callable[[Sequence[str] | None], int | None], *, prog: str) -> NoReturn:
+    """Runs a command: exit 0, or what it returns.
+
+    2 and one line where the input is at fault; 128 + N on signal N.
+    """
     runtime.prepare()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        main(None)
+        code = main(None)
     except (UserError, OSError) as error:
         print(f"{prog}: error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

@@ -116,7 +116,7 @@ def train_step(
     return new_state, dataclasses.replace(metrics, nonfinite=1 - finite.astype(jnp.int32))
 
 
-def logits_of(state: TrainState, images: jax.Array) -> jax.Array:
+def predict_step(state: TrainState, images: jax.Array) -> jax.Array:
     """What the network says in evaluation mode.
 
     Args:
@@ -204,7 +204,7 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def _eval_step(state: TrainState, batch: Examples, mask: jax.Array) -> tuple[Metrics, jax.Array]:
-    logits = logits_of(state, batch.images)
+    logits = predict_step(state, batch.images)
     return _sums(_cross_entropy(logits, batch.labels), logits, batch.labels, mask), logits
 
 

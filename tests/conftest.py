@@ -57,3 +57,27 @@ def load_few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     load_few_digits(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ported ResNet with random weights and statistics; its classes are named a to j."""
+    from jaxcifar import models, weights
+
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if len(leaf.shape) > 1:  # a kernel
+            return rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape).astype("f4")
+        # Such scales let the images' differences through, and keep the logits small.
+        low = {"scale": 0.6, "var": 1}.get(path[-1].key, -0.25)
+        return np.asarray(rng.uniform(low, low + 0.5, leaf.shape), leaf.dtype)
+
+    model = models.create_model("resnet50_layer4")
+    variables = jax.tree_util.tree_map_with_path(draw, models.abstract_variables(model))
+    loaded = weights.Weights(
+        *("resnet50_layer4", 10, variables, None, None, {}, ()), class_names=tuple("abcdefghij")
+    )
+    path = tmp_path_factory.mktemp("weights") / "resnet"
+    weights.save(path, loaded, {})
+    return path

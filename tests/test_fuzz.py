@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxcifar import cli, evaluate, report, runtime, train
+from jaxcifar import cli, evaluate, export, predict, report, runtime, train
 from jaxcifar.config import TrainConfig, choices, flag, without_none
 from jaxcifar.errors import UserError
 
@@ -85,6 +85,20 @@ def test_evaluate(argv):
 @given(argv=flags(report.ReportConfig))
 def test_report(argv):
     code, _ = run(report.main, argv)
+    assert code in (0, 2)
+
+
+@fuzz
+@given(argv=flags(export.ExportConfig))
+def test_export(argv):
+    code, _ = run(export.main, argv)
+    assert code in (0, 2)
+
+
+@fuzz
+@given(argv=flags(predict.PredictConfig))
+def test_predict(argv):
+    code, _ = run(predict.main, argv)
     assert code in (0, 2)
 
 

@@ -12,12 +12,11 @@ import importlib.util
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaxcifar import cli, environment
+from jaxcifar import cli, environment, outputs
 from jaxcifar.config import REQUIRED, ModelName, option
 from jaxcifar.errors import UserError
 
@@ -132,12 +131,10 @@ def port(config: PortConfig) -> dict[str, Any]:
         prove(loaded)
         print("dry run: nothing written")
     else:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            new = Path(folder) / f"new{target.suffix}"
+        with outputs.written_aside(target) as new:
             weights.write(new, loaded, target_format, info)
             del loaded, tensors
             prove(weights.load(new))
-            _replace(target, new, old=Path(folder) / "old")
         print(f"wrote {target} ({target_format})")
         if report["adam_steps"] is not None and target_format != "orbax":
             print("  without Adam's moments: only an Orbax checkpoint keeps them")
@@ -151,17 +148,9 @@ def _check_places(config: PortConfig) -> None:
     source, output = Path(config.input), Path(config.output)
     report = Path(config.report) if config.report else None
     for path in [output] if report is None else [output, report]:
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"there is no folder {path.absolute().parent}: make it first")
-        if source.exists() and source.resolve().is_relative_to(path.resolve()):
-            raise UserError(f"{path} is the input itself, or around it: choose another name")
-        if not os.path.lexists(path) or (config.dry_run and path == output):
-            continue
-        if not config.force:
-            raise UserError(f"{path} exists already: choose another name, or --force to replace it")
-        replaceable = path == output and (path / "_CHECKPOINT_METADATA").exists()
-        if path.is_dir() and not replaceable:
-            raise UserError(f"{path} is a folder and no checkpoint: choose a name inside it")
+        outputs.require_place(path, source)
+        if not (config.dry_run and path == output):
+            outputs.require_free(path, force=config.force, checkpoint=path == output)
     if report and report.resolve() == output.resolve():
         raise UserError(f"{output} cannot be the output and the report: choose another name")
 
@@ -219,19 +208,6 @@ def _verify(config: PortConfig, loaded: "Weights") -> dict[str, Any] | None:
         "largest": max(row.relative for row in rows),
         "layers": [{**row._asdict(), "relative": row.relative} for row in rows],
     }
-
-
-def _replace(target: Path, new: Path, *, old: Path) -> None:
-    """Moves ``new`` to ``target``, and what is there to ``old``."""
-    existed = target.exists()
-    if existed:
-        target.rename(old)
-    try:
-        new.rename(target)
-    except BaseException:
-        if existed:
-            old.rename(target)
-        raise
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -48,6 +48,11 @@ CIFAR100 = Source(
     archives.CIFAR100,
 )
 
+CLASS_NAMES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
 
 def load(source: Source, data_dir: Path) -> Dataset:
     """Loads 50,000 training and 10,000 test images from the first of three places.

@@ -17,16 +17,13 @@ from tqdm import tqdm
 from jaxcifar.data import Dataset, Examples, images
 from jaxcifar.errors import UserError, difference, one_line
 
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
-)
 SHOW_AFTER = 2.0  # seconds of reading before there is a bar
 
 
 def load(path: Path) -> Dataset:
     """Loads a folder's images at 32x32 pixels; the classes are its folders, sorted by name.
 
-    Hidden files and other suffixes than ``SUFFIXES`` are left out.
+    Hidden files and other suffixes than ``images.SUFFIXES`` are left out.
 
     Raises:
       UserError: the folder is not so made, a class has no image, ``test`` has other classes than
@@ -64,10 +61,12 @@ def _files(split: Path) -> dict[str, list[Path]]:
         files = sorted(
             entry.name
             for entry in os.scandir(split / name)
-            if entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES) and not entry.is_dir()
+            if entry.name[0] != "."
+            and entry.name.lower().endswith(images.SUFFIXES)
+            and not entry.is_dir()
         )
         if not files:
-            raise UserError(f"{split / name} holds no image ({', '.join(SUFFIXES)})")
+            raise UserError(f"{split / name} holds no image ({', '.join(images.SUFFIXES)})")
         classes[name] = [split / name / file for file in files]
     if not classes:
         raise UserError(f"{split} holds no folders: images go into {split}/CLASS")
@@ -79,6 +78,7 @@ def _read(paths: Sequence[Path]) -> np.ndarray:
     pixels = np.empty((len(paths), 32, 32, 3), np.uint8)
     failures = []
     with (
+        images.quiet(),
         ThreadPool() as pool,  # Pillow decodes without Python's lock
         tqdm(
             total=len(paths),
