@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import port_torch_ckpt
 
-from jaxcifar import cli, evaluate, report, train
+from jaxcifar import cli, evaluate, export, predict, report, train
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 COMMANDS = [
     ("jaxcifar.train", train, train.TrainConfig),
     ("jaxcifar.evaluate", evaluate, evaluate.EvaluateConfig),
+    ("jaxcifar.predict", predict, predict.PredictConfig),
+    ("jaxcifar.export", export, export.ExportConfig),
     ("jaxcifar.report", report, report.ReportConfig),
     ("tools/port_torch_ckpt.py", port_torch_ckpt, port_torch_ckpt.PortConfig),
 ]
