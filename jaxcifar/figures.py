@@ -91,7 +91,7 @@ def mistakes(found: Sequence[Mistake], path: Path, *, columns: int = 5) -> None:
     for axes, mistake in zip(grid.flat, found, strict=False):
         axes.imshow(mistake.image, interpolation="nearest")
         label, predicted = _plain((mistake.label, mistake.predicted))
-        axes.set_title(f"{label}\n→ {predicted} {100 * mistake.confidence:.0f} %", fontsize=9)
+        axes.set_title(f"{label}\n→ {predicted} ({100 * mistake.confidence:.0f} %)", fontsize=9)
     if not found:
         figure.text(0.5, 0.5, "no mistakes", ha="center", va="center", fontsize=14)
     _save(figure, path)
@@ -109,7 +109,10 @@ def _line(
     options: dict[str, Any] = {**style, "label": label}
     if colour is not None:
         options["color"] = f"C{colour % 10}"
-    if len(steps) < 20:
+    if len(steps) == 1:
+        options["marker"] = "*"
+        options["markersize"] = 9
+    elif len(steps) < 20:
         options["marker"] = "o"
         options["markersize"] = 4
     axes.plot(steps, 100 * values if quantity == "accuracy" else values, **options)
