@@ -1103,7 +1103,6 @@ def test_evaluation_is_the_same_from_each_format(folder, capsys, checkpoints, mo
         out, error = capsys.readouterr()
         assert error == ""
         printed.append(out)
-    assert printed[0].startswith("vgg16, loss ")
-    assert "on 60 test images" in printed[0]
+    assert printed[0].startswith("vgg16 on 60 test images of digits\n")
     assert "Accuracy of the model on the test images: " in printed[0]
     assert len(set(printed)) == 1
