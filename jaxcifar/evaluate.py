@@ -121,7 +121,8 @@ def _batches(
 
     if mesh is not None:
         batch_size += -batch_size % mesh.size
-    totals = Metrics.zeros()
+    # Where the results will be: zeros elsewhere would make it another program, compiled anew.
+    totals = sharding.put(Metrics.zeros(), state.step.sharding)
     for start in range(0, len(examples.labels), batch_size):
         indices = np.arange(start, start + batch_size, dtype=np.int32)
         if mesh is not None:

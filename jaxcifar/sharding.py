@@ -30,7 +30,7 @@ def split(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
-def put(tree: Any, sharding: NamedSharding) -> Any:
+def put(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """Places arrays of which every process has the whole and the same values."""
 
     def place(leaf: Any) -> jax.Array:

@@ -165,7 +165,9 @@ def test_dropout_differs_by_step_and_is_off_in_evaluation(digits):
 @pytest.mark.parametrize("batch_size", [7, 50, 64])
 def test_evaluation_covers_every_image_once(digits, resnet_state, batch_size):
     examples = jax.device_put(data.Examples(*(a[:50] for a in digits.test)))
+    programs = steps.eval_step_at._cache_size()
     metrics = evaluate(resnet_state, examples, batch_size=batch_size)
+    assert steps.eval_step_at._cache_size() <= programs + 1
     logits = resnet_state.apply_fn(
         {"params": resnet_state.params, "batch_stats": resnet_state.batch_stats},
         steps.normalize(examples.images),
