@@ -43,7 +43,7 @@ docs: $(VENV)/.docs
 bench: torch
 	$(BIN)/python benchmarks/bench.py
 
-# Kills a run at random moments, twenty times; about ten minutes.
+# Kills a run at random moments, twenty times; about a quarter of an hour.
 torture: $(VENV)/.core
 	$(BIN)/python tests/torture.py
 

@@ -1,5 +1,6 @@
 """The pictures of a report."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,4 +125,6 @@ def _plain(names: Sequence[str]) -> list[str]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110)
+    with warnings.catch_warnings():  # a name in a script that the font lacks shows as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(path, dpi=110)

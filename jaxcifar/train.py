@@ -142,6 +142,7 @@ def train_and_evaluate(config: TrainConfig) -> History:
             logits = predict(
                 state, run.test, batch_size=config.batch_size, mesh=run.mesh, progress=not silent
             )
+            checkpoint.finish(checkpoints)
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() > 1:
                 runtime.leave(error)

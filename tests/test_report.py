@@ -127,7 +127,7 @@ def test_several_runs_are_drawn_over_each_other(run, tmp_path):
 def test_names_cannot_inject(run, tmp_path):
     folder = shutil.copytree(run.workdir, tmp_path / "<script>alert(1)<")
     outputs = report._read_outputs(folder / "report" / "test.npz")
-    names = ("<script>$x", r"$\frac{", *outputs.class_names[2:])
+    names = ("<script>$x", r"$\frac{", "数字", *outputs.class_names[3:])
     report.save_outputs(folder, outputs._replace(class_names=names))
     page = report.make_report([folder]).read_text()
     assert "<script>" not in page
