@@ -139,6 +139,7 @@ def train_and_evaluate(config: TrainConfig) -> History:
         outputs = Outputs(progress, writer, checkpoints)
         try:
             state = _train(run, state, totals, outputs)
+            progress.close()
             logits = predict(
                 state, run.test, batch_size=config.batch_size, mesh=run.mesh, progress=not silent
             )
@@ -147,7 +148,6 @@ def train_and_evaluate(config: TrainConfig) -> History:
             if jax.process_count() > 1:
                 runtime.leave(error)
             raise
-        progress.close()
         found = score(logits, jax.device_get(run.test.labels), run.class_names)
         progress.result(f"Accuracy of the model on the test images: {100 * found.accuracy:.2f} %")
         writer.write(run.total_steps, "test", loss=found.loss, accuracy=found.accuracy)
