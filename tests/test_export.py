@@ -73,8 +73,9 @@ def test_jax_alone_gives_the_same_logits(checkpoint, images, logits, tmp_path, c
     )
     assert alone.returncode == 0, alone.stderr
     assert alone.stdout.split() == list(export.PLATFORMS)
-    results = np.load(tmp_path / "logits.npz")
-    for count, result in zip(BATCHES, results.values(), strict=True):
+    with np.load(tmp_path / "logits.npz") as file:
+        results = list(file.values())
+    for count, result in zip(BATCHES, results, strict=True):
         assert result.dtype == np.float32
         assert result.shape == (count, 10)
         assert_close(result, logits[:count])
