@@ -246,6 +246,17 @@ class TrainConfig:
             raise UserError(f"{path} is not a saved training configuration: {error}") from error
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsConfig:
+    """Which weights a command reads."""
+
+    checkpoint: str = option(
+        REQUIRED,
+        "a run's folder, a ported checkpoint, a torch .ckpt/.pt/.pth or a .safetensors file",
+    )
+    ema: bool = option(False, "of a torch file, take the exponential moving average")
+
+
 def require_dataset(name: str) -> None:
     """Checks the name of a data set.
 

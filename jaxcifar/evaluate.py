@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxcifar import cli, runtime
-from jaxcifar.config import DATASETS, REQUIRED, DatasetName, option, require_dataset
+from jaxcifar.config import DATASETS, DatasetName, WeightsConfig, option, require_dataset
 from jaxcifar.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,14 +22,9 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(WeightsConfig):
     """What the command evaluates, and on what."""
 
-    checkpoint: str = option(
-        REQUIRED,
-        "a run's folder, a ported checkpoint, a torch .ckpt/.pt/.pth or a .safetensors file",
-    )
-    ema: bool = option(False, "of a torch file, take the exponential moving average")
     dataset: DatasetName | None = option(
         None,
         f"whose test images, one of {DATASETS} (default: what the run was trained on, else"
@@ -153,10 +148,7 @@ def score_checkpoint(
     Raises:
       UserError: the weights or the data cannot be read, or do not fit each other.
     """
-    import optax
-
     from jaxcifar import data, scores, sharding, weights
-    from jaxcifar.state import state_from
 
     loaded = weights.load(checkpoint, ema=ema)
     loaded.tell(checkpoint)
@@ -164,9 +156,8 @@ def score_checkpoint(
     splits = data.load(name, data_dir)
     loaded.require_classes(checkpoint, name, len(splits.class_names))
     loaded.warn_of_names(checkpoint, name, splits.class_names)
-    state = state_from(loaded.variables, loaded.build(), optax.identity())
     mesh = sharding.make_mesh()
-    state, test = sharding.put((state, splits.test), sharding.replicated(mesh))
+    state, test = sharding.put((loaded.state(), splits.test), sharding.replicated(mesh))
     logits = predict(state, test, batch_size=batch_size, mesh=mesh, progress=True)
     found = scores.score(logits, splits.test.labels, splits.class_names)
     return Evaluation(loaded.model, name, splits.test, splits.class_names, logits, found)
@@ -192,10 +183,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if config.compile_cache:
         compile_cache.enable()
-    options = dataclasses.asdict(config)
-    for name in ("json", "compile_cache"):
-        del options[name]
-    found = score_checkpoint(**options)
+    found = score_checkpoint(
+        config.checkpoint,
+        ema=config.ema,
+        dataset=config.dataset,
+        data_dir=config.data_dir,
+        batch_size=config.batch_size,
+    )
     scores = found.scores
     if config.json:
         named = {"checkpoint": config.checkpoint, "model": found.model, "dataset": found.dataset}

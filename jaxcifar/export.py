@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxcifar import cli, outputs
-from jaxcifar.config import REQUIRED, option
+from jaxcifar.config import REQUIRED, WeightsConfig, option
 from jaxcifar.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ HOW_TO_RUN = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(WeightsConfig):
     """What is exported, and to where."""
 
     output: str = option(
@@ -35,11 +35,6 @@ class ExportConfig:
         " float32 logits (N, classes)",
         positional=True,
     )
-    checkpoint: str = option(
-        REQUIRED,
-        "a run's folder, a ported checkpoint, a torch .ckpt/.pt/.pth or a .safetensors file",
-    )
-    ema: bool = option(False, "of a torch file, take the exponential moving average")
     force: bool = option(False, "replace an existing OUTPUT")
 
 
@@ -101,13 +96,11 @@ def to_stablehlo(weights: "Weights") -> bytearray:
     """
     import jax
     import numpy as np
-    import optax
 
     from jaxcifar.models import INPUT_SHAPE
-    from jaxcifar.state import state_from
     from jaxcifar.steps import predict_step
 
-    state = state_from(weights.variables, weights.build(), optax.identity())
+    state = weights.state()
 
     def logits(images: jax.Array) -> jax.Array:
         return predict_step(state, images)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcifar import cli, runtime
-from jaxcifar.config import REQUIRED, option
+from jaxcifar.config import REQUIRED, WeightsConfig, option
 from jaxcifar.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ STDIN_BYTES = 2**28  # nothing larger is read into memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(WeightsConfig):
     """What is predicted, and of what."""
 
     image: tuple[str, ...] = option(
@@ -34,11 +34,6 @@ class PredictConfig:
         " or - for one on stdin; other sizes and modes are brought to 32x32 RGB",
         positional=True,
     )
-    checkpoint: str = option(
-        REQUIRED,
-        "a run's folder, a ported checkpoint, a torch .ckpt/.pt/.pth or a .safetensors file",
-    )
-    ema: bool = option(False, "of a torch file, take the exponential moving average")
     top: int = option(3, "how many classes are printed for each image, the likeliest first")
     batch_size: int = option(100, "images at a time; it does not change the result")
     json: bool = option(False, "print one JSON document instead of lines")
@@ -121,15 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict_files(config: PredictConfig, loaded: "Weights") -> Iterator[dict[str, Any]]:
     """A dict for each image, with its top classes, or the error that it met."""
     import numpy as np
-    import optax
 
     from jaxcifar import sharding
-    from jaxcifar.state import state_from
 
     class_names = _class_names(config.checkpoint, loaded)
     mesh = sharding.make_mesh()
-    state = state_from(loaded.variables, loaded.build(), optax.identity())
-    state = sharding.put(state, sharding.replicated(mesh))
+    state = sharding.put(loaded.state(), sharding.replicated(mesh))
     paths = _expand(config.image)
     told = False
     for start in range(0, len(paths), config.batch_size):

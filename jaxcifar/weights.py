@@ -15,6 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxcifar import checkpoint, checksums, runtime, torch_files, torch_port
 from jaxcifar.errors import UserError, difference, one_line
 from jaxcifar.models import create_model
+from jaxcifar.state import TrainState, state_from
 
 Format = Literal["orbax", "safetensors", "torch"]
 
@@ -67,6 +68,10 @@ class Weights(NamedTuple):
     def build(self) -> nn.Module:
         """The model that they fit, in float32."""
         return create_model(self.model, num_classes=self.num_classes)
+
+    def state(self) -> TrainState:
+        """The model and the variables as a state to evaluate, without an optimizer."""
+        return state_from(self.variables, self.build(), optax.identity())
 
 
 def load(path: str | Path, *, model: str | None = None, ema: bool = False) -> Weights:

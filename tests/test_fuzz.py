@@ -74,38 +74,20 @@ def test_train(argv):
     assert code == 0 or errors.splitlines()[-1].startswith("fuzz: error: ")
 
 
+@pytest.mark.parametrize(
+    ("main", "config"),
+    [
+        (evaluate.main, evaluate.EvaluateConfig),
+        (report.main, report.ReportConfig),
+        (export.main, export.ExportConfig),
+        (predict.main, predict.PredictConfig),
+        (port_torch_ckpt.main, port_torch_ckpt.PortConfig),
+    ],
+)
 @fuzz
-@given(argv=flags(evaluate.EvaluateConfig))
-def test_evaluate(argv):
-    code, _ = run(evaluate.main, argv)
-    assert code in (0, 2)
-
-
-@fuzz
-@given(argv=flags(report.ReportConfig))
-def test_report(argv):
-    code, _ = run(report.main, argv)
-    assert code in (0, 2)
-
-
-@fuzz
-@given(argv=flags(export.ExportConfig))
-def test_export(argv):
-    code, _ = run(export.main, argv)
-    assert code in (0, 2)
-
-
-@fuzz
-@given(argv=flags(predict.PredictConfig))
-def test_predict(argv):
-    code, _ = run(predict.main, argv)
-    assert code in (0, 2)
-
-
-@fuzz
-@given(argv=flags(port_torch_ckpt.PortConfig))
-def test_port(argv):
-    code, _ = run(port_torch_ckpt.main, argv)
+@given(data=st.data())
+def test_other_commands(main, config, data):
+    code, _ = run(main, data.draw(flags(config)))
     assert code in (0, 2)
 
 

@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from jaxcifar.workdir import has_checkpoint
+
 OPTIONS = ["--model", "resnet50_layer4", "--dataset", "digits", "--batch-size", "90"]
 OPTIONS += ["--epochs", "1", "--checkpoint-every", "1", "--log-every", "5"]
 
@@ -63,11 +65,7 @@ def torture(kills: int, seed: int) -> int:
                 else:
                     assert process.returncode == 0, output.decode()
                     break
-                checkpoints = workdir / "checkpoints"
-                saved = checkpoints.is_dir() and any(
-                    path.name.isdigit() for path in checkpoints.iterdir()
-                )
-                resume = ["--resume"] if saved else []
+                resume = ["--resume"] if has_checkpoint(workdir) else []
             assert final(workdir) == expected, f"{workdir} ended differently"
     return runs
 
