@@ -1,6 +1,6 @@
 """The training state, its optimizer, and how it starts."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +25,8 @@ class TrainState(train_state.TrainState):
     batch_stats: Any
 
 
+# Cached: jit knows its program again only by the same optimizer and model, not by equal ones.
+@cache
 def make_schedule(learning_rate: float, *, decay_rate: float, decay_steps: int) -> optax.Schedule:
     """``learning_rate * decay_rate ** floor(step / decay_steps)``: torch's ``StepLR``, by steps."""
     # Whole decays are counted here, in integers: optax divides in float32, and under jit by a
@@ -33,6 +35,7 @@ def make_schedule(learning_rate: float, *, decay_rate: float, decay_steps: int) 
     return lambda count: by_decay(count // decay_steps)
 
 
+@cache
 def make_optimizer(schedule: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """Adam with torch's defaults (b1 0.9, b2 0.999, eps 1e-8; Kingma and Ba, 2014)."""
     return optax.adam(schedule, b1=0.9, b2=0.999, eps=1e-8)

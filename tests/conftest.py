@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -18,6 +19,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _cache = tempfile.TemporaryDirectory(prefix="jaxcifar-compiled-")
 jax.config.update("jax_compilation_cache_dir", _cache.name)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name  # for the commands that tests start
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """A program takes hundreds of memory maps, of which Linux gives a process 65,530 in all."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

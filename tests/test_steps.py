@@ -162,6 +162,20 @@ def test_dropout_differs_by_step_and_is_off_in_evaluation(digits):
     assert steps.eval_step(state, batch, mask) == steps.eval_step(state, batch, mask)
 
 
+def test_equal_settings_share_their_compiled_programs():
+    """A program is found again by the state's structure, which holds the model and optimizer."""
+
+    def structure(rate, classes):
+        model = create_model("resnet50_layer4", num_classes=classes)
+        optimizer = make_optimizer(make_schedule(rate, decay_rate=0.5, decay_steps=2))
+        create = partial(create_state, model=model, optimizer=optimizer)
+        return jax.tree.structure(jax.eval_shape(create, jax.random.key(0)))
+
+    assert structure(1e-3, 10) == structure(1e-3, 10)
+    assert structure(1e-3, 10) != structure(1e-4, 10)
+    assert structure(1e-3, 10) != structure(1e-3, 7)
+
+
 @pytest.mark.parametrize("batch_size", [7, 50, 64])
 def test_evaluation_covers_every_image_once(digits, resnet_state, batch_size):
     examples = jax.device_put(data.Examples(*(a[:50] for a in digits.test)))

@@ -1,7 +1,7 @@
 """The networks, by name."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -33,6 +33,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 assert tuple(MODELS) == MODEL_NAMES
 
 
+@cache  # of the same model jit knows its program again
 def create_model(
     name: str,
     *,
