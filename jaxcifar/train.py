@@ -408,7 +408,7 @@ def _initial_weights(config: TrainConfig) -> "Weights | None":
     from jaxcifar import weights
 
     initial = weights.load(config.init_from, model=config.model, ema=config.ema)
-    initial.tell(config.init_from)
+    initial.tell(config.init_from, optimizer=True)
     return initial
 
 

@@ -31,6 +31,7 @@ class Weights(NamedTuple):
       learning_rate: where a torch optimizer stopped, or None.
       torch_dtypes: of torch keys that the source keeps in another dtype than the model does.
       notes: a line for each thing that a user should know of the source.
+      optimizer_note: the line on Adam's moments, for who goes on training; or None.
       dataset: what a run was trained on, or None.
       class_names: in the order of the logits, or None where the source does not tell.
     """
@@ -42,12 +43,18 @@ class Weights(NamedTuple):
     learning_rate: float | None = None
     torch_dtypes: Mapping[str, str] = MappingProxyType({})
     notes: tuple[str, ...] = ()
+    optimizer_note: str | None = None
     dataset: str | None = None
     class_names: tuple[str, ...] | None = None
 
-    def tell(self, source: str) -> None:
-        """Prints the notes, for a command that was given ``source``."""
-        for note in self.notes:
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, and the optimizer's."""
+        return self.notes if self.optimizer_note is None else (*self.notes, self.optimizer_note)
+
+    def tell(self, source: str, *, optimizer: bool = False) -> None:
+        """Prints the notes, or all of them, for a command that was given ``source``."""
+        for note in self.all_notes if optimizer else self.notes:
             runtime.note(f"{source}: {note}")
 
     def require_classes(self, source: str, dataset: str, count: int) -> None:
@@ -167,17 +174,15 @@ def _load_file(path: Path, name: str | None, *, ema: bool) -> Weights:
         variables = torch_port.to_flax(file.state_dict, model)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    adam = learning_rate = None
+    adam = learning_rate = optimizer_note = None
     if file.optimizer is not None:
         try:
             adam, learning_rate = torch_port.adam_to_flax(file.optimizer, model)
-            notes.append(
-                f"took Adam's moments after {adam.count} steps, learning rate {learning_rate:g}"
-            )
+            optimizer_note = _took(adam, f"{learning_rate:g}")
         except Exception as error:  # its nest can hold anything, and the weights do not need it
             known = isinstance(error, UserError)
             what = str(error) if known else f"it is malformed ({error!r:.80})"
-            notes.append(f"left the optimizer: {one_line(what)}")
+            optimizer_note = f"left the optimizer: {one_line(what)}"
     usual = {"float32", "int64"}
     dtypes = {
         key: array.dtype.name
@@ -192,6 +197,7 @@ def _load_file(path: Path, name: str | None, *, ema: bool) -> Weights:
     names = _class_names(torch_files.read_metadata(path).get("class_names"), num_classes)
     return Weights(
         *(found, num_classes, variables, adam, learning_rate, dtypes, tuple(notes)),
+        optimizer_note=optimizer_note,
         class_names=names,
     )
 
@@ -224,15 +230,17 @@ def _load_orbax(path: Path, name: str | None) -> Weights:
         if jax.tree.map(np.shape, moment) != jax.tree.map(np.shape, variables["params"]):
             raise UserError(f"{folder} has moments of Adam that do not fit its parameters")
     learning_rate = info.get("learning_rate_of_torch")
-    notes = []
-    if adam:
-        rate = "starts anew" if learning_rate is None else f"{learning_rate:g}"
-        notes.append(f"took Adam's moments after {adam.count} steps, learning rate {rate}")
+    rate = "starts anew" if learning_rate is None else f"{learning_rate:g}"
     return Weights(
-        *(found, num_classes, variables, adam, learning_rate, torch_dtypes, tuple(notes)),
+        *(found, num_classes, variables, adam, learning_rate, torch_dtypes),
+        optimizer_note=_took(adam, rate) if adam else None,
         dataset=info.get("dataset"),
         class_names=_class_names(info.get("class_names"), num_classes),
     )
+
+
+def _took(adam: optax.ScaleByAdamState, learning_rate: str) -> str:
+    return f"took Adam's moments after {adam.count} steps, learning rate {learning_rate}"
 
 
 def _class_names(found: Any, count: int) -> tuple[str, ...] | None:

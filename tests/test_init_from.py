@@ -59,6 +59,9 @@ def test_every_source_starts_the_same_run(run, tmp_path, capsys):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     loaded = weights.load(run.workdir)
     assert loaded.adam.count == STEPS
+    capsys.readouterr()
+    loaded.tell("run")
+    assert capsys.readouterr().err == ""  # only who trains on is told of Adam
     assert_same(loaded.variables["params"], run.state.params)
     weights.save(tmp_path / "ported", loaded, {})
     tensors = {key: torch.from_numpy(array) for key, array in weights.to_torch(loaded).items()}

@@ -91,7 +91,7 @@ def port(config: PortConfig) -> dict[str, Any]:
         f"{source} is {loaded.model} with {loaded.num_classes} classes: {len(tensors)} tensors,"
         f" {parameters:,} parameters"
     )
-    for note in loaded.notes:
+    for note in loaded.all_notes:
         print(f"  {note}")
     del given
     nonfinite = [key for key, a in tensors.items() if not np.isfinite(a).all()]
@@ -108,7 +108,7 @@ def port(config: PortConfig) -> dict[str, Any]:
         "tensors": len(tensors),
         "parameters": parameters,
         "adam_steps": None if loaded.adam is None else int(loaded.adam.count),
-        "notes": list(loaded.notes),
+        "notes": list(loaded.all_notes),
         "nonfinite": nonfinite,
         "normalization": {"mean": augment.MEAN, "std": augment.STD},
         "versions": environment.versions(PACKAGES),
