@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jaxcifar import environment
+from jaxcifar.runtime import environment
 
 MEASURE = Path(__file__).with_name("measure.py")
 MODELS = ("vgg16", "resnet50_layer4")

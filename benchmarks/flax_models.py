@@ -5,12 +5,12 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxcifar.models.resnet import LAYERS
-from jaxcifar.models.vgg import CONFIGURATION, POOL
+from jaxcifar.core.resnet import LAYERS
+from jaxcifar.core.vgg import CONFIGURATION, POOL
 
 
 class StockVGG16(nn.Module):
-    """VGG16, as ``jaxcifar.models.VGG16``."""
+    """VGG16, as ``jaxcifar.core.models.VGG16``."""
 
     dtype: jnp.dtype
 
@@ -32,7 +32,7 @@ class StockVGG16(nn.Module):
 
 
 class StockResNet(nn.Module):
-    """ResNet50_layer4, as ``jaxcifar.models.ResNet50Layer4``."""
+    """ResNet50_layer4, as ``jaxcifar.core.models.ResNet50Layer4``."""
 
     dtype: jnp.dtype
 

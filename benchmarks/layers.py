@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxcifar import runtime
+from jaxcifar.runtime import process as runtime
 
 runtime.prepare()
 runtime.dispatch_in_turn()
@@ -22,8 +22,11 @@ runtime.dispatch_in_turn()
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from jaxcifar.models import create_model, layers  # noqa: E402
-from jaxcifar.ops import conv  # noqa: E402
+from jaxcifar.core import (
+    conv,  # noqa: E402
+    layers,
+)
+from jaxcifar.core.models import create_model  # noqa: E402
 
 Layer = tuple[tuple[int, ...], tuple[int, ...], int, int]
 

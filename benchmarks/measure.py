@@ -14,7 +14,7 @@ START = time.monotonic() - time.process_time()  # about when the process began
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-from jaxcifar import runtime  # noqa: E402
+from jaxcifar.runtime import process as runtime  # noqa: E402
 
 
 def main() -> None:

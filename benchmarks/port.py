@@ -33,8 +33,8 @@ def measure(source: str, target: str, *, verify: bool) -> None:
     """Ports once in this process and prints the figures as JSON."""
     sys.path.insert(0, str(TOOLS))
     import compare  # noqa: F401  (with torch, jax and flax)
-    import port_torch_ckpt
 
+    from jaxcifar import port as port_torch_ckpt
     from jaxcifar import weights  # noqa: F401  (with orbax)
 
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
@@ -57,7 +57,8 @@ def main() -> None:
 
     sys.path.insert(0, str(TOOLS))
     import torch
-    from torch_models import create_torch_model
+
+    from jaxcifar.porting.torch_models import create_torch_model
 
     for model in ("vgg16", "resnet50_layer4"):
         with tempfile.TemporaryDirectory() as folder:

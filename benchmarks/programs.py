@@ -27,9 +27,10 @@ def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> 
     import jax
     import jax.numpy as jnp
 
-    from jaxcifar import runtime, state, steps
+    from jaxcifar.core import state, steps
+    from jaxcifar.core.models import create_model
     from jaxcifar.data import Examples
-    from jaxcifar.models import create_model
+    from jaxcifar.runtime import process as runtime
 
     net = create_model(model, dtype=precision)
     schedule = state.make_schedule(1e-3, decay_rate=1 / 3, decay_steps=10_000)
@@ -122,7 +123,8 @@ def prepare_torch(
 ) -> Run:
     """Torch in its fastest fair setting: channels_last, autocast for bfloat16, fused Adam."""
     import torch
-    from torch_models import create_torch_model
+
+    from jaxcifar.porting.torch_models import create_torch_model
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -184,7 +186,7 @@ class Normalize:
     def __init__(self) -> None:
         import torch
 
-        from jaxcifar.augment import MEAN, STD
+        from jaxcifar.core.augment import MEAN, STD
 
         self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
 

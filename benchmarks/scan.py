@@ -8,9 +8,10 @@ import time
 
 import jax
 
-from jaxcifar import runtime, state, steps
+from jaxcifar.core import state, steps
+from jaxcifar.core.models import create_model
 from jaxcifar.data import Examples
-from jaxcifar.models import create_model
+from jaxcifar.runtime import process as runtime
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from jaxcifar.config import ModelName, TrainConfig, option
 from jaxcifar.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxcifar.state import TrainState
+    from jaxcifar.core.state import TrainState
 
 HEADS = ("fc", "classifier")  # of the ResNet and of VGG
 
@@ -67,9 +67,10 @@ def tune(folder: Path, *, epochs: int, batch_size: int) -> "TrainState":
     import jax.numpy as jnp
     import optax
 
-    from jaxcifar import data, train_step, weights
+    from jaxcifar import data, train_step
+    from jaxcifar.core.state import epoch_order, state_from
     from jaxcifar.evaluate import evaluate
-    from jaxcifar.state import epoch_order, state_from
+    from jaxcifar.files import weights
 
     loaded = weights.load(folder)  # its last checkpoint
     digits = data.load("digits")

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxcifar.config import TrainConfig as TrainConfig
+    from jaxcifar.core.models import create_model as create_model
+    from jaxcifar.core.state import TrainState as TrainState
+    from jaxcifar.core.state import create_state as create_state
+    from jaxcifar.core.steps import eval_step as eval_step
+    from jaxcifar.core.steps import train_step as train_step
     from jaxcifar.errors import UserError as UserError
-    from jaxcifar.models import create_model as create_model
-    from jaxcifar.state import TrainState as TrainState
-    from jaxcifar.state import create_state as create_state
-    from jaxcifar.steps import eval_step as eval_step
-    from jaxcifar.steps import train_step as train_step
     from jaxcifar.train import train_and_evaluate as train_and_evaluate
 
 __version__ = "0.1.0"
@@ -18,13 +18,13 @@ __version__ = "0.1.0"
 # Imported on first use: `import jaxcifar` and every `--help` stay instant.
 _HOMES = {
     "TrainConfig": "config",
-    "TrainState": "state",
+    "TrainState": "core.state",
     "UserError": "errors",
-    "create_model": "models",
-    "create_state": "state",
-    "eval_step": "steps",
+    "create_model": "core.models",
+    "create_state": "core.state",
+    "eval_step": "core.steps",
     "train_and_evaluate": "train",
-    "train_step": "steps",
+    "train_step": "core.steps",
 }
 __all__ = list(_HOMES)
 

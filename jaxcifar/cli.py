@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_origin, get_type_hints
 
-from jaxcifar import runtime
 from jaxcifar.config import REQUIRED, choices, flag, fraction, without_none
 from jaxcifar.errors import UserError, one_line
+from jaxcifar.runtime import process as runtime
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,19 +6,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from jaxcifar import cli, runtime
+from jaxcifar import cli
 from jaxcifar.config import DATASETS, DatasetName, WeightsConfig, option, require_dataset
 from jaxcifar.errors import UserError
+from jaxcifar.runtime import process as runtime
 
 if TYPE_CHECKING:
     import jax
     import numpy as np
     from jax.sharding import Mesh
 
+    from jaxcifar.core.state import TrainState
+    from jaxcifar.core.steps import Metrics
     from jaxcifar.data import Examples
-    from jaxcifar.scores import Scores
-    from jaxcifar.state import TrainState
-    from jaxcifar.steps import Metrics
+    from jaxcifar.reporting.scores import Scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +112,8 @@ def _batches(
     """After each batch the metrics so far, and the batch's logits."""
     import numpy as np
 
-    from jaxcifar import sharding
-    from jaxcifar.steps import Metrics, eval_step_at
+    from jaxcifar.core import sharding
+    from jaxcifar.core.steps import Metrics, eval_step_at
 
     if mesh is not None:
         batch_size += -batch_size % mesh.size
@@ -148,7 +149,10 @@ def score_checkpoint(
     Raises:
       UserError: the weights or the data cannot be read, or do not fit each other.
     """
-    from jaxcifar import data, scores, sharding, weights
+    from jaxcifar import data
+    from jaxcifar.core import sharding
+    from jaxcifar.files import weights
+    from jaxcifar.reporting import scores
 
     loaded = weights.load(checkpoint, ema=ema)
     loaded.tell(checkpoint)
@@ -178,8 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_dataset(config.dataset)
 
     runtime.dispatch_in_turn()
-    from jaxcifar import compile_cache
-    from jaxcifar.scores import table
+    from jaxcifar.reporting.scores import table
+    from jaxcifar.runtime import compile_cache
 
     if config.compile_cache:
         compile_cache.enable()

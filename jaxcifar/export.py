@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxcifar import cli, outputs
+from jaxcifar import cli
 from jaxcifar.config import REQUIRED, WeightsConfig, option
 from jaxcifar.errors import UserError
+from jaxcifar.files import atomic as outputs
 
 if TYPE_CHECKING:
-    from jaxcifar.weights import Weights
+    from jaxcifar.files.weights import Weights
 
 STABLEHLO_SUFFIX = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -48,7 +49,7 @@ def export(config: ExportConfig) -> str:
     outputs.require_place(target, source)
     outputs.require_free(target, force=config.force)
 
-    from jaxcifar import weights
+    from jaxcifar.files import weights
 
     program = target.suffix == STABLEHLO_SUFFIX
     target_format = "stablehlo" if program else weights.format_of(target)
@@ -97,8 +98,8 @@ def to_stablehlo(weights: "Weights") -> bytearray:
     import jax
     import numpy as np
 
-    from jaxcifar.models import INPUT_SHAPE
-    from jaxcifar.steps import predict_step
+    from jaxcifar.core.models import INPUT_SHAPE
+    from jaxcifar.core.steps import predict_step
 
     state = weights.state()
 

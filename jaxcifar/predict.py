@@ -8,16 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxcifar import cli, runtime
+from jaxcifar import cli
 from jaxcifar.config import REQUIRED, WeightsConfig, option
 from jaxcifar.errors import UserError, one_line
+from jaxcifar.runtime import process as runtime
 
 if TYPE_CHECKING:
     import numpy as np
     from jax.sharding import Mesh
 
-    from jaxcifar.state import TrainState
-    from jaxcifar.weights import Weights
+    from jaxcifar.core.state import TrainState
+    from jaxcifar.files.weights import Weights
 
 PROG = "jaxcifar.predict"
 STDIN = Path("-")
@@ -65,7 +66,7 @@ def predict(
     import jax
     import numpy as np
 
-    from jaxcifar import sharding, steps
+    from jaxcifar.core import sharding, steps
 
     if mesh is not None:
         batch_size += -batch_size % mesh.size
@@ -93,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = PredictConfig(**flags)
 
     runtime.dispatch_in_turn()
-    from jaxcifar import compile_cache, weights
+    from jaxcifar.files import weights
+    from jaxcifar.runtime import compile_cache
 
     if config.compile_cache:
         compile_cache.enable()
@@ -117,7 +119,7 @@ def _predict_files(config: PredictConfig, loaded: "Weights") -> Iterator[dict[st
     """A dict for each image, with its top classes, or the error that it met."""
     import numpy as np
 
-    from jaxcifar import sharding
+    from jaxcifar.core import sharding
 
     class_names = _class_names(config.checkpoint, loaded)
     mesh = sharding.make_mesh()

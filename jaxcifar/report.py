@@ -8,16 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxcifar import cli, logs, runtime, workdir
+from jaxcifar import cli
 from jaxcifar.config import REQUIRED, option
 from jaxcifar.errors import UserError
+from jaxcifar.files import metrics as logs
+from jaxcifar.files import run as workdir
+from jaxcifar.runtime import process as runtime
 
 if TYPE_CHECKING:
     import numpy as np
 
     from jaxcifar.data import Examples
-    from jaxcifar.figures import Mistake
-    from jaxcifar.scores import Scores
+    from jaxcifar.reporting.figures import Mistake
+    from jaxcifar.reporting.scores import Scores
 
 FOLDER = "report"
 OUTPUTS_FILE = "test.npz"
@@ -117,7 +120,7 @@ def make_report(
     Raises:
       UserError: a folder is of no run, or holds no checkpoint.
     """
-    from jaxcifar import figures
+    from jaxcifar.reporting import figures
 
     names = _names(workdirs)
     if output is None:
@@ -141,8 +144,8 @@ def make_report(
 def _run(
     name: str, folder: Path, outputs: TestOutputs, confusion: Path, mistakes: Path
 ) -> RunReport:
-    from jaxcifar import figures
-    from jaxcifar.scores import score
+    from jaxcifar.reporting import figures
+    from jaxcifar.reporting.scores import score
 
     config = workdir.read_config(folder)
     scores = score(outputs.logits, outputs.labels, outputs.class_names)
@@ -167,7 +170,7 @@ def _page(runs: Sequence[RunReport], curves: Path) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxcifar"),
+        loader=jinja2.PackageLoader("jaxcifar", "reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -238,7 +241,7 @@ def _read_outputs(path: Path) -> TestOutputs | None:
 
 
 def _mistakes(outputs: TestOutputs) -> "list[Mistake]":
-    from jaxcifar.figures import Mistake
+    from jaxcifar.reporting.figures import Mistake
 
     confidence = _confidence(outputs.logits)
     predicted = outputs.logits.argmax(axis=1)
@@ -270,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     config = ReportConfig(**flags)
     runtime.dispatch_in_turn()
-    from jaxcifar import compile_cache
+    from jaxcifar.runtime import compile_cache
 
     if config.compile_cache:
         compile_cache.enable()

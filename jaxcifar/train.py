@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from jaxcifar import cli, runtime, workdir
+from jaxcifar import cli
 from jaxcifar.config import TrainConfig
 from jaxcifar.errors import UserError
+from jaxcifar.files import run as workdir
+from jaxcifar.runtime import process as runtime
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -20,11 +22,11 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
     from orbax.checkpoint import v1 as ocp
 
+    from jaxcifar.core.state import TrainState
+    from jaxcifar.core.steps import Metrics
     from jaxcifar.data import Examples
-    from jaxcifar.logs import MetricWriter, Progress
-    from jaxcifar.state import TrainState
-    from jaxcifar.steps import Metrics
-    from jaxcifar.weights import Weights
+    from jaxcifar.files.metrics import MetricWriter, Progress
+    from jaxcifar.files.weights import Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +111,10 @@ def train_and_evaluate(config: TrainConfig) -> History:
 
     import jax
 
-    from jaxcifar import checkpoint
     from jaxcifar.evaluate import predict
-    from jaxcifar.logs import MetricWriter, Progress
-    from jaxcifar.scores import score
+    from jaxcifar.files import checkpoints as checkpoint
+    from jaxcifar.files.metrics import MetricWriter, Progress
+    from jaxcifar.reporting.scores import score
 
     with ExitStack() as stack:
         silent = not runtime.is_first_process()
@@ -181,7 +183,9 @@ def _prepare(
     """Loads the data and builds the first state, both on all devices."""
     import jax
 
-    from jaxcifar import compile_cache, data, models, sharding, state, steps
+    from jaxcifar import data
+    from jaxcifar.core import models, sharding, state, steps
+    from jaxcifar.runtime import compile_cache
 
     if config.compile_cache:
         compile_cache.enable()
@@ -239,7 +243,8 @@ def _train(
     """Trains from where the state stands to the end, with reports and checkpoints."""
     import jax
 
-    from jaxcifar import checkpoint, sharding, state, steps
+    from jaxcifar.core import sharding, state, steps
+    from jaxcifar.files import checkpoints as checkpoint
 
     config, steps_per_epoch = run.config, run.steps_per_epoch
     one_by_one = runtime.computes_on_cpu()
@@ -338,7 +343,7 @@ def _check_loss(run: Run, outputs: Outputs, step: int, totals: "Metrics") -> Non
 
 
 def _stop_nonfinite(run: Run, outputs: Outputs, what: str, step: int) -> NoReturn:
-    from jaxcifar import checkpoint
+    from jaxcifar.files import checkpoints as checkpoint
 
     checkpoint.finish(outputs.checkpoints)
     latest = outputs.checkpoints.latest
@@ -378,7 +383,8 @@ def _save(
     val_accuracy: float | None,
 ) -> None:
     """Saves a state that is worth to go on from."""
-    from jaxcifar import checkpoint, steps
+    from jaxcifar.core import steps
+    from jaxcifar.files import checkpoints as checkpoint
 
     step = int(train_state.step)
     _check_loss(run, outputs, step, totals)
@@ -405,7 +411,7 @@ def _initial_weights(config: TrainConfig) -> "Weights | None":
     """What --init-from holds; a resumed run has its own."""
     if config.init_from is None or config.resume:
         return None
-    from jaxcifar import weights
+    from jaxcifar.files import weights
 
     initial = weights.load(config.init_from, model=config.model, ema=config.ema)
     initial.tell(config.init_from, optimizer=True)
@@ -420,7 +426,7 @@ def _fitted(
     key: "jax.Array",
 ) -> "Weights":
     """The weights with a head for the data's classes; a line says when it, or a name, is new."""
-    from jaxcifar import models, state
+    from jaxcifar.core import models, state
 
     source, count = str(config.init_from), len(class_names)
     if initial.num_classes == count:

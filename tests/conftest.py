@@ -70,7 +70,8 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ported ResNet with random weights and statistics; its classes are named a to j."""
-    from jaxcifar import models, weights
+    from jaxcifar.core import models
+    from jaxcifar.files import weights
 
     rng = np.random.default_rng(0)
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import port_torch_ckpt
-
 from jaxcifar import cli, evaluate, export, predict, report, train
+from jaxcifar import port as port_torch_ckpt
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig

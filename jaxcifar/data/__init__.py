@@ -8,19 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcifar.config import FOLDER, folder_of, require_dataset
+from jaxcifar.core.steps import Examples
 from jaxcifar.errors import UserError
-
-
-class Examples(NamedTuple):
-    """Images and labels: numpy on the host, jax arrays on the device; a pytree.
-
-    Attributes:
-      images: uint8 ``(N, 32, 32, 3)``, RGB.
-      labels: int32 ``(N,)``, from 0.
-    """
-
-    images: Any
-    labels: Any
 
 
 class Dataset(NamedTuple):

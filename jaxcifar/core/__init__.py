@@ -1,0 +1,1 @@
+"""The pure computation: networks, steps, convolutions. It imports nothing of ours but itself."""

@@ -1,0 +1,1 @@
+"""What is on disk: runs, checkpoints, weights, torch's files and names."""

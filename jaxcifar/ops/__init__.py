@@ -1,1 +1,0 @@
-"""Numerical kernels: how a layer is computed, apart from what it means."""

@@ -1,0 +1,1 @@
+"""The comparison with torch, layer by layer."""

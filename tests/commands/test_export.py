@@ -1,0 +1,199 @@
+"""Exported files: other programs get the same logits, and nothing is left half-written."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxcifar import UserError, cli, export
+from jaxcifar.core import steps
+from jaxcifar.core.state import state_from
+from jaxcifar.files import atomic as outputs
+from jaxcifar.files import weights
+
+BATCHES = (1, 3, 100)
+WITH_JAX_ALONE = """
+import json, sys
+for name in ("jaxcifar", "flax", "optax", "orbax", "torch"):
+    sys.modules[name] = None  # its import fails
+import numpy as np
+from jax import export
+program = export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+images = np.load(sys.argv[2])
+logits = [np.asarray(program.call(images[:count])) for count in json.loads(sys.argv[3])]
+np.savez(sys.argv[4], *logits)
+print(*program.platforms)
+"""
+
+
+def main(*argv):
+    export.main([str(arg) for arg in argv])
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (max(BATCHES), 1, 1, 3))
+    return (colours * rng.uniform(0, 1, (max(BATCHES), 32, 32, 3))).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def logits(checkpoint, images):
+    """The library's own, as evaluation computes them."""
+    loaded = weights.load(checkpoint)
+    state = state_from(loaded.variables, loaded.build(), optax.identity())
+    logits = np.asarray(jax.jit(steps.predict_step)(state, images))
+    assert logits.std(axis=0).max() > 0.1  # it looks at the images
+    return logits
+
+
+def assert_close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def listing(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_jax_alone_gives_the_same_logits(checkpoint, images, logits, tmp_path, capsys):
+    program = tmp_path / "resnet.stablehlo"
+    main("--checkpoint", checkpoint, program)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert f"wrote {program} (stablehlo, resnet50_layer4, 10 classes, 5" in out
+    np.save(tmp_path / "images.npy", images)
+    script = tmp_path / "alone.py"
+    script.write_text(WITH_JAX_ALONE)
+    args = (program, tmp_path / "images.npy", json.dumps(BATCHES), tmp_path / "logits.npz")
+    alone = subprocess.run(
+        [sys.executable, "-I", script, *args], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout.split() == list(export.PLATFORMS)
+    with np.load(tmp_path / "logits.npz") as file:
+        results = list(file.values())
+    for count, result in zip(BATCHES, results, strict=True):
+        assert result.dtype == np.float32
+        assert result.shape == (count, 10)
+        assert_close(result, logits[:count])
+
+
+def test_torch_loads_the_state_dict_strictly(checkpoint, images, logits, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from jaxcifar.core.augment import normalize
+    from jaxcifar.porting.torch_models import create_torch_model
+
+    path = tmp_path / "resnet.ckpt"
+    main("--checkpoint", checkpoint, path)
+    model = create_torch_model("resnet50_layer4").eval()
+    model.load_state_dict(torch.load(path), strict=True)
+    inputs = torch.from_numpy(np.array(normalize(images[:3])).transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        assert_close(model(inputs).numpy(), logits[:3])
+
+
+def test_safetensors_keep_every_bit_and_the_names(checkpoint, tmp_path):
+    path = tmp_path / "resnet.safetensors"
+    main("--checkpoint", checkpoint, path)
+    given, back = weights.load(checkpoint), weights.load(path)
+    assert back.class_names == given.class_names == tuple("abcdefghij")
+    jax.tree.map(np.testing.assert_array_equal, back.variables, given.variables)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("there.ckpt", "there.ckpt exists already: choose another name, or --force"),
+        ("folder", "exists already"),
+        ("resnet", "resnet is no name of a format: end it in .ckpt, .pt, .pth, .safetensors or"),
+        ("x.onnx", "x.onnx is no name of a format"),
+        ("nowhere/x.ckpt", "nowhere: make it first"),
+    ],
+)
+def test_what_is_refused(output, message, checkpoint, tmp_path):
+    (tmp_path / "there.ckpt").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    before = listing(tmp_path)
+    with pytest.raises(UserError) as error:
+        main("--checkpoint", checkpoint, tmp_path / output)
+    assert message in str(error.value)
+    assert listing(tmp_path) == before
+
+
+def test_force_replaces_files_alone(checkpoint, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_text("old")
+    main("--checkpoint", checkpoint, path, "--force")
+    assert weights.load(path).model == "resnet50_layer4"
+    folder = tmp_path / "folder.safetensors"
+    folder.mkdir()
+    with pytest.raises(UserError, match="is a folder and no checkpoint"):
+        main("--checkpoint", checkpoint, folder, "--force")
+    with pytest.raises(UserError, match="is the input itself"):
+        main("--checkpoint", path, path, "--force")
+    assert sorted(listing(tmp_path)) == ["folder.safetensors", "x.safetensors"]
+
+
+def test_ema_is_for_torch_files(checkpoint, tmp_path):
+    with pytest.raises(UserError, match="--ema is for torch files"):
+        main("--checkpoint", checkpoint, "--ema", tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("suffix", [".stablehlo", ".safetensors"])
+@pytest.mark.parametrize("old", [None, "old"])
+def test_a_full_disk_leaves_what_was_there(suffix, old, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "to_stablehlo", lambda weights: bytearray(2**20))
+    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    path = tmp_path / f"x{suffix}"
+    if old:
+        path.write_text(old)
+    before = listing(tmp_path)
+    argv = ["--checkpoint", str(checkpoint), str(path), "--force"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.run(lambda _: export.main(argv), prog="export")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("export: error: ")
+    assert error.count("\n") == 1
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, UserError("no")])
+def test_nothing_is_replaced_before_the_end(stop, tmp_path):
+    path = tmp_path / "x.ckpt"
+    path.write_text("old")
+    before = listing(tmp_path)
+
+    def write():
+        with outputs.written_aside(path) as new:
+            assert new.suffix == ".ckpt"
+            new.write_text("half")
+            raise stop
+
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        write()
+    assert listing(tmp_path) == before
+    with outputs.written_aside(path) as new:
+        new.write_text("whole")
+    assert path.read_text() == "whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_a_folder_that_cannot_be_written_to(monkeypatch):
+    def write():
+        with outputs.written_aside(Path("/dev/null/x.ckpt")):
+            pytest.fail("there is no such folder")
+
+    with pytest.raises(UserError, match="/dev/null cannot be written to"):
+        write()
