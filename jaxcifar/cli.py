@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     memory.share_one_arena()
     signal.signal(signal.SIGTERM, _interrupt)
+    logging.getLogger("jaxcifar").propagate = False  # other libraries have handlers of their own
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         code = call(words[0], words[1:]) if words else call("--help", [])
