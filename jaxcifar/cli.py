@@ -1,38 +1,103 @@
-"""Command lines derived from a configuration dataclass, and one way of failing."""
+"""The command line: a table of commands, their flags, and one way to fail."""
 
 import argparse
-import dataclasses
-import shlex
+import importlib
+import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, get_origin, get_type_hints
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn, get_origin
 
-from jaxcifar.config import REQUIRED, choices, flag, fraction, without_none
+from tqdm import tqdm
+
+import jaxcifar
+from jaxcifar import config as configs
+from jaxcifar.config.options import (
+    REQUIRED,
+    Options,
+    choices,
+    fields_with_types,
+    flag,
+    fraction,
+    show,
+)
 from jaxcifar.errors import UserError, one_line
-from jaxcifar.runtime import process as runtime
+from jaxcifar.runtime import memory
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
+class Command(NamedTuple):
+    """A command: its options, and what ``--help`` says about it."""
+
+    options: type[Options]
+    description: str
 
 
-def parse(config_type: type, argv: Sequence[str] | None, *, prog: str, description: str) -> Any:
-    """Reads the flags of a dataclass's fields.
+# Each is the function ``main`` of the module of its name, imported when it runs.
+COMMANDS = {
+    "train": Command(
+        configs.TrainConfig, "Train a network and print its accuracy on the test images."
+    ),
+    "evaluate": Command(configs.EvaluateConfig, "Print how good weights are on the test images."),
+    "predict": Command(configs.PredictConfig, "Print the most likely classes of images."),
+    "report": Command(configs.ReportConfig, "Make a page with the scores and curves of runs."),
+    "export": Command(
+        configs.ExportConfig, "Write weights for torch, for safetensors, or as a StableHLO program."
+    ),
+    "port": Command(
+        configs.PortConfig,
+        "Convert weights between torch and Flax, and compare every layer's output.",
+    ),
+}
 
-    Returns:
-      A dict of the values that were given, and no others.
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run ``jaxcifar COMMAND ...`` and exit.
+
+    The exit code is 0, what the command returns, 2 after bad input, or 128 + N on signal N.
+    """
+    memory.share_one_arena()
+    signal.signal(signal.SIGTERM, _interrupt)
+    logging.getLogger("jaxcifar").propagate = False  # other libraries have handlers of their own
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = call(words[0], words[1:]) if words else call("--help", [])
+    except (UserError, OSError) as error:
+        name = f"jaxcifar {words[0]}" if words and words[0] in COMMANDS else "jaxcifar"
+        print(f"{name}: error: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+    sys.exit(code or 0)
+
+
+def run(name: str) -> NoReturn:
+    """Run one command with this process's arguments, as ``python -m jaxcifar.NAME`` does."""
+    main([name, *sys.argv[1:]])
+
+
+def call(name: str, argv: Sequence[str]) -> int | None:
+    """Run a command in this process and return its exit code; errors are raised."""
+    if name not in COMMANDS:
+        _parser().parse_args([name])
+    options = COMMANDS[name].options.from_flags(parse(name, argv))
+    _log_to_stderr()
+    return importlib.import_module(f"jaxcifar.{name}").main(options)
+
+
+def parse(name: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Return the values of the flags given for a command, and no others.
 
     Raises:
       UserError: an unknown flag, or a value that cannot be read.
       SystemExit: after ``--help``.
     """
-    return vars(make_parser(config_type, prog=prog, description=description).parse_args(argv))
+    command = COMMANDS[name]
+    parser = make_parser(command.options, f"jaxcifar {name}", command.description)
+    return vars(parser.parse_args(argv))
 
 
-def make_parser(config_type: type, *, prog: str, description: str) -> argparse.ArgumentParser:
-    """A parser with a flag for each of a dataclass's fields; it raises ``UserError``."""
+def make_parser(options: type[Options], prog: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser with a flag for each option; it raises ``UserError``."""
     parser = _Parser(
         prog=prog,
         description=description,
@@ -40,67 +105,60 @@ def make_parser(config_type: type, *, prog: str, description: str) -> argparse.A
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
     )
-    hints = get_type_hints(config_type)
-    for field in dataclasses.fields(config_type):
-        hint, text = without_none(hints[field.name]), field.metadata["help"].replace("%", "%%")
-        if hint is bool:  # a flag for what is not the default
+    for field, kind in fields_with_types(options):
+        text = field.metadata["help"].replace("%", "%%")
+        if kind is bool:  # a flag for what is not the default
             name = flag(f"no_{field.name}" if field.default else field.name)
             action = "store_false" if field.default else "store_true"
             parser.add_argument(name, dest=field.name, action=action, help=text)
             continue
-        needed = field.default is REQUIRED
-        if field.default is not None and not needed:
-            text += f" (default: {_show(field.default)})"
-        options: dict[str, Any] = {"choices": choices(hint)} if choices(hint) else {}
-        if hint in (int, float):
-            options = {"type": int if hint is int else fraction, "metavar": "N"}
-        elif not options:
-            options = {"metavar": field.metadata["metavar"]}
-        if field.metadata["positional"]:
-            if get_origin(hint) is tuple:  # one or more
-                options["nargs"] = "+"
-            parser.add_argument(field.name, help=text, **{**options, "metavar": field.name.upper()})
+        required = field.default is REQUIRED
+        if field.default is not None and not required:
+            text += f" (default: {show(field.default)})"
+        values: dict[str, Any] = {}
+        if kind in (int, float):
+            values = {"type": int if kind is int else fraction, "metavar": "N"}
+        elif choices(kind):
+            values = {"choices": choices(kind)}
         else:
-            parser.add_argument(flag(field.name), required=needed, help=text, **options)
+            values = {"metavar": field.metadata["metavar"]}
+        if field.metadata["positional"]:
+            if get_origin(kind) is tuple:  # one or more
+                values["nargs"] = "+"
+            parser.add_argument(field.name, help=text, **{**values, "metavar": field.name.upper()})
+        else:
+            parser.add_argument(flag(field.name), required=required, help=text, **values)
     return parser
 
 
-def command_line(config: Any, prog: str) -> str:
-    """The command that gives this configuration: ``parse``'s inverse, for a shell."""
-    words = prog.split()
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            words.append(flag(field.name if value else f"no_{field.name}"))
-        else:
-            text = _show(value)  # one that looks like a flag is given with an equals sign
-            name = flag(field.name)
-            words += [f"{name}={text}"] if text.startswith("-") else [name, text]
-    return shlex.join(words)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
 
 
-def run(main: Callable[[Sequence[str] | None], int | None], *, prog: str) -> NoReturn:
-    """Runs a command: exit 0, or what it returns.
+class _StderrHandler(logging.Handler):
+    """Writes to whatever stderr is now, above a progress bar."""
 
-    2 and one line where the input is at fault; 128 + N on signal N.
-    """
-    runtime.prepare()
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        code = main(None)
-    except (UserError, OSError) as error:
-        print(f"{prog}: error: {one_line(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
-    sys.exit(code or 0)
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = "Warning: " if record.levelno >= logging.WARNING else ""
+        tqdm.write(f"{warning}{record.getMessage()}", file=sys.stderr)
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("jaxcifar")
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler())
+    logger.setLevel(logging.INFO)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="jaxcifar", description=jaxcifar.__doc__)
+    parser.add_argument("--version", action="version", version=f"jaxcifar {jaxcifar.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.description)
+    return parser
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt(signum)  # so that what is half done is cleaned up
-
-
-def _show(default: object) -> str:
-    return "1/3" if default == 1 / 3 else str(default)
+    raise KeyboardInterrupt(signum)  # so that half-written files are removed

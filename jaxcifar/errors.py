@@ -1,12 +1,12 @@
-"""The one exception that is the user's to mend."""
+"""The error for bad input."""
 
 from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """Bad input: the message says what was given, what was expected and what mends it.
+    """Raised for errors the user can fix: what happened, then what to do, in one line.
 
-    Commands print it as one line and exit with code 2; a library call just raises it.
+    Commands print the message and exit with code 2.
     """
 
     def __init__(self, message: str) -> None:
@@ -14,18 +14,18 @@ class UserError(ValueError):
 
 
 def one_line(text: str) -> str:
-    """The text in one line that a terminal can show, whatever a library or a file put into it."""
+    """Return the text in one line that a terminal can show."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def difference(first: Sequence[str], second: Sequence[str], name: str, other: str) -> str:
-    """What two lists of names do not share, in words; empty where they are equal."""
+    """Describe how two lists of names differ; empty if they are equal."""
     parts = []
-    for ours, theirs, where in ((first, second, name), (second, first, other)):
-        only = [text for text in dict.fromkeys(ours) if text not in set(theirs)]
+    for names, others, where in ((first, second, name), (second, first, other)):
+        only = [text for text in dict.fromkeys(names) if text not in set(others)]
         if only:
             more = f" and {len(only) - 5} more" if len(only) > 5 else ""
             parts.append(f"only in {where}: {', '.join(only[:5])}{more}")
-    return "; ".join(parts) or (
-        "" if tuple(first) == tuple(second) else "they are in another order"
-    )
+    if not parts and tuple(first) != tuple(second):
+        return "they are in another order"
+    return "; ".join(parts)

@@ -1,37 +1,23 @@
-"""What a command writes: refused before any work, made aside, and moved into its place whole."""
+"""Output files and folders: checked before any work, and replaced only when they are complete."""
 
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxcifar.errors import UserError
 
 
-def require_place(path: Path, source: Path) -> None:
-    """Checks that an output has a folder to be in, and is not its own input.
+def check_output(path: Path, *, source: Path, force: bool, checkpoint: bool = False) -> None:
+    """Refuse an output path that cannot be written or would destroy something.
 
-    Raises:
-      UserError: it has not, or is.
+    ``force`` allows replacing a file, and with ``checkpoint`` a checkpoint's folder.
     """
     if not path.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {path.absolute().parent}: make it first")
+        raise UserError(f"there is no folder {path.absolute().parent}: create it first")
     if source.exists() and source.resolve().is_relative_to(path.resolve()):
-        raise UserError(f"{path} is the input itself, or around it: choose another name")
-
-
-def require_free(path: Path, *, force: bool, checkpoint: bool = False) -> None:
-    """Checks that nothing is lost when an output is written.
-
-    Args:
-      path: the output.
-      force: a file may be replaced.
-      checkpoint: so may the folder of a checkpoint.
-
-    Raises:
-      UserError: something is there.
-    """
+        raise UserError(f"{path} is the input itself, or contains it: choose another name")
     if not os.path.lexists(path):
         return
     if not force:
@@ -41,12 +27,8 @@ def require_free(path: Path, *, force: bool, checkpoint: bool = False) -> None:
 
 
 @contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """Gives a name of the same suffix to write to; only a body that ends well replaces the target.
-
-    Raises:
-      UserError: the folder cannot be written to.
-    """
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a temporary path with the target's suffix; it replaces the target on success."""
     try:
         folder = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
@@ -55,19 +37,21 @@ def written_aside(target: Path) -> Iterator[Path]:
             " folder"
         ) from error
     with folder as name:
-        new = Path(name) / f"new{target.suffix}"
+        new, old = Path(name) / f"new{target.suffix}", Path(name) / "old"
         yield new
-        _replace(target, new, old=Path(name) / "old")
+        if target.is_dir() or new.is_dir():  # only files can be replaced in one step
+            with suppress(FileNotFoundError):
+                target.rename(old)
+        try:
+            new.replace(target)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                old.rename(target)
+            raise
 
 
-def _replace(target: Path, new: Path, *, old: Path) -> None:
-    """Moves ``new`` to ``target``, and what is there to ``old``."""
-    existed = target.exists()
-    if existed:
-        target.rename(old)
-    try:
-        new.rename(target)
-    except BaseException:
-        if existed:
-            old.rename(target)
-        raise
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step, so that a killed process cannot leave half of it."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)

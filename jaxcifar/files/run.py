@@ -1,128 +1,128 @@
-"""A run's folder: whose it is, its configuration, and who may write to it."""
+"""The directory of a run."""
 
 import dataclasses
 import json
 import os
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from jaxcifar.config import FOLDER, TrainConfig, flag, folder_of
+import filelock
+
+from jaxcifar.config import CONFIG_FILE, FOLDER_PREFIX, TrainConfig, folder_path
 from jaxcifar.errors import UserError
-from jaxcifar.runtime import environment
-
-CONFIG_FILE = "config.json"
-ENVIRONMENT_FILE = "environment.json"
-LOCK_FILE = "lock"
+from jaxcifar.files import atomic, checkpoints, metrics
 
 
-def choose(config: TrainConfig) -> Path:
-    """The run's folder; refuses to mix two runs in one."""
-    name = f"{_short(config.dataset)}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
-    workdir = Path(config.workdir or Path("runs") / name)
-    if config.resume:
-        saved = read_config(workdir)
-        for field in dataclasses.fields(TrainConfig):
-            old, new = getattr(saved, field.name), getattr(config, field.name)
-            moved = field.name == "dataset" and old.startswith(FOLDER) and new.startswith(FOLDER)
-            if new not in (old, None) and not field.metadata["may_change"] and not moved:
-                raise UserError(
-                    f"{flag(field.name)} {new} is not what {workdir} was started with ({old}):"
-                    " leave it out, or start a run in another --workdir"
-                )
-    elif has_checkpoint(workdir):
-        raise UserError(
-            f"{workdir} holds a run already: continue it with --resume, or choose another --workdir"
-        )
-    return workdir
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """Where a run keeps its lock, options, environment, metrics, checkpoints and report."""
 
+    path: Path
 
-def _short(dataset: str) -> str:
-    """A data set's name as part of a file's: of a folder its own name, without odd characters."""
-    if not dataset.startswith(FOLDER):
-        return dataset
-    own = re.sub(r"[^\w.]+", "_", Path(os.path.abspath(folder_of(dataset))).name)
-    return own.strip("._")[:40] or "folder"
+    @classmethod
+    def for_run(cls, config: TrainConfig) -> Self:
+        """Return the directory for a run, which is not created yet.
 
-
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether there is something to resume."""
-    return last_step(workdir) is not None
-
-
-def last_step(workdir: Path) -> int | None:
-    """The step of the newest checkpoint, or None."""
-    names = (path.name for path in (workdir / "checkpoints").glob("*"))
-    return max((int(name) for name in names if name.isdigit()), default=None)
-
-
-def read_config(workdir: Path) -> TrainConfig:
-    """What the run was started with.
-
-    Raises:
-      UserError: the folder is of no run.
-    """
-    return TrainConfig.from_json(workdir / CONFIG_FILE)
-
-
-def write_config(workdir: Path, config: TrainConfig) -> None:
-    """Leaves the configuration, and beside it what the run runs on."""
-    replace_text(workdir / CONFIG_FILE, config.to_json())
-    replace_text(workdir / ENVIRONMENT_FILE, json.dumps(environment.describe(), indent=2) + "\n")
-
-
-def read_environment(workdir: Path) -> dict[str, Any]:
-    """What the run ran on; empty where that is not known."""
-    try:
-        found = json.loads((workdir / ENVIRONMENT_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole, so that a killed process cannot leave half of one."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    new.replace(path)
-
-
-@contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Makes the folder, and keeps other runs out of it; the system frees a dead process's lock.
-
-    Raises:
-      UserError: another run is in it, or it cannot be written to.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / LOCK_FILE).open("a+")
-    except OSError as error:
-        raise UserError(
-            f"{workdir} cannot be written to ({error.strerror}): choose another --workdir"
-        ) from error
-    with lock as file:
-        try:
-            import fcntl
-        except ImportError:  # no such locks on Windows
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
+        Raises:
+          UserError: it holds a run already, or none to resume.
+        """
+        name = f"{_name(config.dataset)}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
+        directory = cls(Path(config.workdir or Path("runs") / name))
+        if config.resume and directory.last_step() is None:
             raise UserError(
-                f"another run writes to {workdir} ({file.read().strip()}): wait for its end,"
-                " or choose another --workdir"
+                f"there is no checkpoint in {directory.checkpoints_dir}: start without --resume"
+            )
+        if not config.resume and directory.last_step() is not None:
+            raise UserError(
+                f"{directory.path} holds a run already: continue it with --resume, or choose"
+                " another --workdir"
+            )
+        return directory
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """The directory with one checkpoint per step."""
+        return self.path / "checkpoints"
+
+    @property
+    def report_dir(self) -> Path:
+        """The directory of the report."""
+        return self.path / "report"
+
+    def last_step(self) -> int | None:
+        """Return the step of the newest checkpoint, or None."""
+        return checkpoints.last_step(self.checkpoints_dir)
+
+    def open_checkpoints(self, *, keep: int) -> checkpoints.Checkpoints:
+        """Return the checkpoints, to save and restore."""
+        return checkpoints.Checkpoints(self.checkpoints_dir, keep=keep)
+
+    def read_metadata(self) -> dict[str, Any]:
+        """Return what the newest readable checkpoint says of the run: options, classes, data."""
+        return checkpoints.read_metadata(self.checkpoints_dir)
+
+    def open_metrics(self, step: int, *, silent: bool = False) -> metrics.MetricWriter:
+        """Return the writer of metrics for a run that stands at ``step``."""
+        return metrics.MetricWriter(self.path, step, silent=silent)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the records written so far."""
+        return metrics.read_metrics(metrics.metrics_path(self.path))
+
+    def write_config(self, config: TrainConfig, environment: dict[str, Any]) -> None:
+        """Save the options, and beside them what the run runs on."""
+        for name, values in ((CONFIG_FILE, config.to_dict()), ("environment.json", environment)):
+            atomic.write_text(self.path / name, json.dumps(values, indent=2) + "\n")
+
+    def read_config(self) -> TrainConfig:
+        """Return the options that the run was started with.
+
+        Raises:
+          UserError: this is not a run's directory.
+        """
+        return TrainConfig.from_json(self.path / CONFIG_FILE)
+
+    def read_environment(self) -> dict[str, Any]:
+        """Return what the run ran on; empty if that is unknown."""
+        try:
+            values = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the directory and keep other runs out; the lock of a dead process is free.
+
+        Raises:
+          UserError: another run uses it, or it cannot be written to.
+        """
+        lock = filelock.FileLock(self.path / "lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout:
+            raise UserError(
+                f"another run writes to {self.path}: wait until it ends, or choose another"
+                " --workdir"
             ) from None
-        except OSError:  # a file system without locks
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written to ({error.strerror}): choose another --workdir"
+            ) from error
+        try:
             yield
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
+        finally:
+            lock.release()
+
+
+def _name(dataset: str) -> str:
+    """Return a data set's name for a path; a folder's own name without unusual characters."""
+    if not dataset.startswith(FOLDER_PREFIX):
+        return dataset
+    name = re.sub(r"[^\w.]+", "_", os.path.basename(os.path.abspath(folder_path(dataset))))
+    return name.strip("._")[:40] or "folder"

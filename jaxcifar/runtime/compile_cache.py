@@ -1,4 +1,4 @@
-"""Keeps compiled programs between runs, so that only the first one waits for the compiler."""
+"""The cache of compiled programs, so that only the first run waits for the compiler."""
 
 import hashlib
 import os
@@ -6,31 +6,29 @@ import platform
 import sys
 from pathlib import Path
 
+import jax
+import jaxlib
+
 
 def enable() -> None:
-    """Turns jax's persistent compilation cache on, in the user's cache folder.
+    """Turn JAX's persistent compilation cache on, in the user's cache directory.
 
-    A cache that the user has set (``JAX_COMPILATION_CACHE_DIR``) is left as it is; a folder
-    that cannot be made means no cache, and no error.
+    A cache that is set already (``JAX_COMPILATION_CACHE_DIR``) stays; a directory that cannot be
+    created means no cache, and no error.
     """
-    import jax
-
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
-    folder = _folder()
+    directory = _directory()
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return
-    if not os.access(folder, os.W_OK):
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if os.access(directory, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
-def _folder() -> Path:
-    """One for each jaxlib and each kind of processor: code for one can crash on another."""
-    import jaxlib
-
+def _directory() -> Path:
+    """One for each jaxlib and processor: code for one can crash on another."""
     if sys.platform == "darwin":
         home = Path("~/Library/Caches")
     else:
@@ -41,7 +39,7 @@ def _folder() -> Path:
 
 
 def cpu_flags() -> str:
-    """The processor's instruction sets, where Linux lists them."""
+    """Return the processor's instruction sets, where Linux lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

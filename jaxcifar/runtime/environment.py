@@ -1,28 +1,28 @@
-"""What a program ran on and with, for those who want to repeat it."""
+"""The versions and devices of a run, for those who want to repeat it."""
 
 import platform
 from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
+import jax
+
 PACKAGES = ("jaxcifar", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Versions of Python and of the packages that are installed."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that are installed."""
+    installed = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def describe() -> dict[str, Any]:
-    """Versions, system and devices, as JSON would have it."""
-    import jax
-
+    """Return versions, system and devices as JSON would have them."""
     kinds = sorted({device.device_kind for device in jax.devices()})
     return {
         "versions": versions(),

@@ -1,0 +1,128 @@
+"""The options of the commands that work with trained weights."""
+
+import dataclasses
+from typing import Literal
+
+from jaxcifar.config.options import POSITIVE, REQUIRED, Options, option
+from jaxcifar.config.train import DATASET, DATASETS, ModelName
+
+PLATFORMS = ("cpu", "cuda", "tpu")  # of exported programs
+VERIFY_IMAGES = 48  # CIFAR-10 images that the port compares on
+
+
+def _compile_cache() -> bool:
+    return option(True, "do not keep compiled programs in the user's cache directory")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsOptions(Options):
+    """The weights that a command reads."""
+
+    checkpoint: str = option(
+        REQUIRED,
+        "a run directory, a ported checkpoint, a torch .ckpt/.pt/.pth or a .safetensors file",
+    )
+    ema: bool = option(False, "use the exponential moving average in a torch file")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(WeightsOptions):
+    """The options of ``jaxcifar evaluate``."""
+
+    dataset: str | None = option(
+        None,
+        f"the test images, one of {DATASETS} (default: the run's own, else cifar10)",
+        range=DATASET,
+        metavar="NAME",
+    )
+    data_dir: str | None = option(None, "where the data is, as for jaxcifar train")
+    batch_size: int = option(
+        500, "images per forward pass; does not change the result", range=POSITIVE
+    )
+    json: bool = option(False, "print one JSON document instead")
+    compile_cache: bool = _compile_cache()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig(WeightsOptions):
+    """The options of ``jaxcifar predict``."""
+
+    image: tuple[str, ...] = option(
+        REQUIRED,
+        "a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM file, a folder (all images below it, sorted), or"
+        " - for an image on stdin; each is converted to 32x32 RGB",
+        positional=True,
+    )
+    top: int = option(3, "how many classes to print per image, most likely first", range=POSITIVE)
+    batch_size: int = option(
+        100, "images per forward pass; does not change the result", range=POSITIVE
+    )
+    json: bool = option(False, "print one JSON document instead of lines")
+    compile_cache: bool = _compile_cache()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig(WeightsOptions):
+    """The options of ``jaxcifar export``."""
+
+    output: str = option(
+        REQUIRED,
+        "the file to write: NAME.ckpt/.pt/.pth (a torch state dict), NAME.safetensors, or"
+        " NAME.stablehlo (a program with the weights inside, which runs with plain JAX, without"
+        f" jaxcifar, on {', '.join(PLATFORMS)}; it maps uint8 images (N, 32, 32, 3) to float32"
+        " logits (N, classes))",
+        positional=True,
+    )
+    force: bool = option(False, "replace an existing OUTPUT")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig(Options):
+    """The options of ``jaxcifar report``."""
+
+    workdirs: tuple[str, ...] = option(
+        REQUIRED, "run directories; several are compared in one page", positional=True
+    )
+    output: str | None = option(
+        None, "the report's directory (default: WORKDIR/report; for several runs: report)"
+    )
+    data_dir: str | None = option(
+        None, "where the data is, in case a run has to be evaluated again"
+    )
+    compile_cache: bool = _compile_cache()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PortConfig(Options):
+    """The options of ``jaxcifar port``."""
+
+    input: str = option(
+        REQUIRED,
+        "a torch .ckpt/.pt/.pth, a .safetensors file, an Orbax checkpoint or a run directory",
+        positional=True,
+    )
+    output: str = option(
+        REQUIRED,
+        "what to write: a directory (Orbax), NAME.safetensors, or NAME.ckpt/.pt/.pth (torch)",
+        positional=True,
+    )
+    to: Literal["orbax", "safetensors", "torch"] | None = option(
+        None, "the format of OUTPUT (default: by its name)"
+    )
+    model: ModelName | None = option(None, "the network (default: by keys and shapes)")
+    ema: bool = option(False, "use the exponential moving average of the weights")
+    verify: bool = option(True, "do not compare every layer's output with torch's")
+    against: str | None = option(
+        None,
+        "compare with your own torch class or function instead of the built-in one; NAME() has to"
+        " return the module",
+        metavar="FILE.py:NAME",
+    )
+    data_dir: str | None = option(
+        None,
+        f"compare on the first {VERIFY_IMAGES} CIFAR-10 test images, too; where the data is or"
+        " will be downloaded to",
+    )
+    report: str | None = option(None, "write what was done and measured to this JSON file")
+    dry_run: bool = option(False, "check and compare, but write nothing except the report")
+    force: bool = option(False, "replace an existing OUTPUT and report")

@@ -1,0 +1,83 @@
+"""Several processes that train together."""
+
+import logging
+import os
+import sys
+from typing import NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxcifar.errors import UserError, one_line
+
+WAIT_SECONDS = 60  # for the other processes of a run
+
+
+def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+    """Connect to the other processes of a run; call it before JAX computes.
+
+    Args:
+      coordinator: ``HOST:PORT`` of process 0, or ``auto`` for the cluster's environment.
+      num_processes: how many there are.
+      process_id: the index of this one.
+
+    Raises:
+      UserError: they could not connect.
+    """
+    if jax.distributed.is_initialized():
+        return
+    jax.config.update("jax_enable_preemption_service", False)  # the loop handles signals itself
+    _keep_stdout_to_python()
+    try:
+        jax.distributed.initialize(
+            None if coordinator == "auto" else coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=WAIT_SECONDS,
+            heartbeat_timeout_seconds=WAIT_SECONDS // 3,
+            shutdown_timeout_seconds=WAIT_SECONDS // 3,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"could not connect to the other processes ({error}): start all of them within"
+            f" {WAIT_SECONDS} seconds, with the same --coordinator"
+        ) from error
+    if not is_first_process():  # one process prints for all
+        logging.getLogger("jaxcifar").setLevel(logging.ERROR)
+
+
+def is_first_process() -> bool:
+    """Whether this process prints and writes."""
+    return jax.process_index() == 0
+
+
+def agreed(flag: bool) -> bool:
+    """Whether the flag is set in any process; each of them has to ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def leave(error: Exception) -> NoReturn:
+    """End this process at once, because another one of the run is gone."""
+    print(
+        f"jaxcifar: error: another process of the run has ended ({one_line(str(error))[:200]}):"
+        " start all of them again with --resume",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
+
+
+def _keep_stdout_to_python() -> None:
+    """Silence Gloo, which reports each connection on stdout, where only results belong."""
+    try:
+        if sys.stdout.fileno() != 1:
+            return
+    except (OSError, ValueError):  # a notebook's
+        return
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
