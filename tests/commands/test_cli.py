@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxcifar import TrainConfig, UserError, cli, train
-from jaxcifar.config.options import choices, flag
+from jaxcifar.config.options import choices, command_line, flag
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.runtime import distributed, setup
 
@@ -150,7 +150,7 @@ def test_help_lists_the_commands_and_every_option(capsys):
 )
 def test_a_command_line_gives_its_options_back(values):
     config = TrainConfig(**values)
-    program, name, *argv = shlex.split(cli.command_line(config))
+    program, name, *argv = shlex.split(command_line(config))
     assert (program, name) == ("jaxcifar", "train")
     assert TrainConfig(**cli.parse("train", argv)) == config
 

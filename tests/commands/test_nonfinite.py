@@ -82,7 +82,7 @@ def test_a_run_stops_at_the_step_and_resumes_from_before_it(tmp_path, capsys):
 
     options = {"learning_rate": rate, "checkpoint_every": 1, "resume": True}
     # Such weights are finite, and their logits on the test images are not.
-    with pytest.raises(UserError, match="not finite on 20 of 20 images"):
+    with pytest.raises(UserError, match="not finite for 20 of 20 images"):
         train_and_evaluate(run_config(path, **options, on_nonfinite="skip"))
     assert "(4 updates skipped)" in capsys.readouterr().out
     assert RunDirectory(path).read_metrics()[-1]["skipped"] == 4

@@ -10,11 +10,11 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jaxcifar.reporting.progress import Progress
 
 from jaxcifar import TrainConfig, UserError, train_and_evaluate
 from jaxcifar.core import steps
 from jaxcifar.files.run import RunDirectory
+from jaxcifar.reporting.progress import Progress
 from jaxcifar.runtime import loop, process, setup
 from tests.conftest import assert_same, run_config
 
