@@ -1,10 +1,8 @@
 """The command line: a table of commands, their flags, and one way to fail."""
 
 import argparse
-import dataclasses
 import importlib
 import logging
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,7 +12,15 @@ from tqdm import tqdm
 
 import jaxcifar
 from jaxcifar import config as configs
-from jaxcifar.config.options import REQUIRED, Options, choices, fields_with_types, flag, fraction
+from jaxcifar.config.options import (
+    REQUIRED,
+    Options,
+    choices,
+    fields_with_types,
+    flag,
+    fraction,
+    show,
+)
 from jaxcifar.errors import UserError, one_line
 from jaxcifar.runtime import memory
 
@@ -51,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     memory.share_one_arena()
     signal.signal(signal.SIGTERM, _interrupt)
+    logging.getLogger("jaxcifar").propagate = False  # other libraries have handlers of their own
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         code = call(words[0], words[1:]) if words else call("--help", [])
@@ -107,7 +114,7 @@ def make_parser(options: type[Options], prog: str, description: str) -> argparse
             continue
         required = field.default is REQUIRED
         if field.default is not None and not required:
-            text += f" (default: {_show(field.default)})"
+            text += f" (default: {show(field.default)})"
         values: dict[str, Any] = {}
         if kind in (int, float):
             values = {"type": int if kind is int else fraction, "metavar": "N"}
@@ -122,21 +129,6 @@ def make_parser(options: type[Options], prog: str, description: str) -> argparse
         else:
             parser.add_argument(flag(field.name), required=required, help=text, **values)
     return parser
-
-
-def command_line(options: Options, prog: str = "jaxcifar train") -> str:
-    """Return the command with these options, quoted for a shell: the inverse of ``parse``."""
-    words = prog.split()
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            words.append(flag(field.name if value else f"no_{field.name}"))
-        else:
-            text, name = _show(value), flag(field.name)
-            words += [f"{name}={text}"] if text.startswith("-") else [name, text]
-    return shlex.join(words)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -170,7 +162,3 @@ def _parser() -> argparse.ArgumentParser:
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt(signum)  # so that half-written files are removed
-
-
-def _show(value: object) -> str:
-    return "1/3" if value == 1 / 3 else str(value)

@@ -1,199 +1,166 @@
-"""Moves weights from torch to Flax and back, with proof that they are the same.
+"""Port weights from torch to Flax or back, and verify that they are the same.
 
-    python tools/port_torch_ckpt.py vgg16_epoch250.ckpt vgg16_flax
-    python tools/port_torch_ckpt.py vgg16_flax vgg16.ckpt
+    jaxcifar port vgg16_epoch250.ckpt vgg16_flax
+    jaxcifar port vgg16_flax vgg16.ckpt
 
-Nothing appears under the second name before all checks have passed.
+The output appears only when all checks have passed.
 """
 
-import dataclasses
-import hashlib
+if __name__ == "__main__":  # python -m jaxcifar.port
+    from jaxcifar import cli
+
+    cli.run("port")
+
 import importlib.util
 import json
-import os
-import sys
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from jaxcifar import cli
-from jaxcifar.config import REQUIRED, ModelName, option
+import jax
+import numpy as np
+
+from jaxcifar import data
+from jaxcifar.config import PortConfig
+from jaxcifar.core.augment import MEAN, STD, normalize
 from jaxcifar.errors import UserError
-from jaxcifar.files import atomic as outputs
+from jaxcifar.files import atomic, torch_names, weights
+from jaxcifar.files.digest import digest, sha256
+from jaxcifar.porting import compare
 from jaxcifar.runtime import environment
 
-if TYPE_CHECKING:
-    from jaxcifar.files.weights import Weights
-
 PACKAGES = (*environment.PACKAGES, "torch", "safetensors")
-RANDOM_IMAGES = 16
-USER_IMAGES = 48
+NUM_RANDOM_IMAGES = 16
+NUM_TEST_IMAGES = 48
+
+log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PortConfig:
-    """What is ported, and how it is proved."""
-
-    input: str = option(
-        REQUIRED,
-        "a torch .ckpt/.pt/.pth, a .safetensors file, an Orbax checkpoint or a run's folder",
-        positional=True,
-    )
-    output: str = option(
-        REQUIRED,
-        "what to write: a folder (Orbax), NAME.safetensors, or NAME.ckpt/.pt/.pth (torch)",
-        positional=True,
-    )
-    to: Literal["orbax", "safetensors", "torch"] | None = option(
-        None, "the format of OUTPUT (default: by its name)"
-    )
-    model: ModelName | None = option(None, "the network (default: by the keys and shapes)")
-    ema: bool = option(False, "take the exponential moving average of the weights")
-    verify: bool = option(
-        True, "do not run both programs to compare all layers (that needs torch installed)"
-    )
-    against: str | None = option(
-        None,
-        "compare with your own torch class, or function, instead of the built-in one; NAME() has"
-        " to give the module",
-        metavar="FILE.py:NAME",
-    )
-    data_dir: str | None = option(
-        None,
-        f"compare on the first {USER_IMAGES} CIFAR-10 test images, too; where the data is, or"
-        " will be downloaded to",
-    )
-    report: str | None = option(None, "write what was done and measured to this JSON file")
-    dry_run: bool = option(False, "check and compare, and write nothing but the report")
-    force: bool = option(False, "replace an existing OUTPUT and report")
+def main(config: PortConfig) -> None:
+    """Run the command."""
+    if not jax.config.jax_platforms:
+        jax.config.update("jax_platforms", "cpu")  # the tolerances are those of full float32
+    port(config)
 
 
 def port(config: PortConfig) -> dict[str, Any]:
-    """Ports, proves, writes, and returns the report.
-
-    Raises:
-      UserError: the input is bad, the output exists, or the proof fails; nothing was written.
-    """
+    """Port, verify and write, and return the report; a ``UserError`` leaves nothing behind."""
     source, target = Path(config.input), Path(config.output)
     _check_places(config)
-
-    import numpy as np
-
-    from jaxcifar.core import augment
-    from jaxcifar.files import checksums, torch_files, weights
-    from jaxcifar.files import torch_names as torch_port
-
     target_format = config.to or weights.format_of(target)
-
-    loaded = weights.load(source, model=config.model, ema=config.ema)
-    tensors = torch_port.torch_view(loaded.variables)
-    given = tensors if source.is_dir() else torch_files.read(source, ema=config.ema).state_dict
-    digests = {key: (a.dtype, _digest(a)) for key, a in given.items()}  # it need not stay in memory
-    dtypes = loaded.torch_dtypes
+    with _reader_log(shown=True) as records:
+        loaded = weights.load(source, model=config.model, ema=config.ema, optimizer=True)
+    tensors = torch_names.torch_view(loaded.variables)
+    dtypes, digests = loaded.torch_dtypes, loaded.source_digests
     parameters = sum(a.size for key, a in tensors.items() if key.endswith(("weight", "bias")))
     print(
         f"{source} is {loaded.model} with {loaded.num_classes} classes: {len(tensors)} tensors,"
         f" {parameters:,} parameters"
     )
-    for note in loaded.all_notes:
-        print(f"  {note}")
-    del given
-    nonfinite = [key for key, a in tensors.items() if not np.isfinite(a).all()]
+    nonfinite = [key for key, array in tensors.items() if not np.isfinite(array).all()]
     if nonfinite:
-        print(f"warning: not all finite: {', '.join(nonfinite)}", file=sys.stderr)
+        log.warning("%s: not all finite: %s", source, ", ".join(nonfinite))
+    origin = {
+        "source": {"path": str(source), "sha256": None if source.is_dir() else sha256(source)},
+        "normalization": {"mean": MEAN, "std": STD},
+    }
     report = {
-        "input": {
-            "path": str(source),
-            "sha256": None if source.is_dir() else checksums.sha256(source),
-        },
+        "input": origin["source"],
         "output": {"path": str(target), "format": target_format},
         "model": loaded.model,
         "num_classes": loaded.num_classes,
         "tensors": len(tensors),
         "parameters": parameters,
         "adam_steps": None if loaded.adam is None else int(loaded.adam.count),
-        "notes": list(loaded.all_notes),
+        "notes": [record.getMessage() for record in records],
         "nonfinite": nonfinite,
-        "normalization": {"mean": augment.MEAN, "std": augment.STD},
+        "normalization": origin["normalization"],
         "versions": environment.versions(PACKAGES),
     }
-    info = {"source": report["input"], "normalization": report["normalization"]}
 
-    def prove(loaded: "Weights") -> None:
-        back = torch_port.torch_view(loaded.variables)
+    def verify(loaded: weights.Weights) -> None:
+        back = torch_names.torch_view(loaded.variables)
         changed = [
             key
-            for key, (dtype, digest) in digests.items()
-            if _digest(torch_port.cast(key, back[key], dtype)) != digest
+            for key, (dtype, expected) in digests.items()
+            if digest(torch_names.cast(key, back[key], dtype)) != expected
         ]
         if changed or loaded.torch_dtypes != dtypes:
             raise UserError(f"{', '.join(changed)} came back changed: please report this bug")
         print(f"round trip: {len(back)} of {len(digests)} tensors bit-identical")
-        report["verification"] = _verify(config, loaded)
+        report["verification"] = _compare(config, loaded)
 
     if config.dry_run:
-        prove(loaded)
+        verify(loaded)
         print("dry run: nothing written")
     else:
-        with outputs.written_aside(target) as new:
-            weights.write(new, loaded, target_format, info)
-            del loaded, tensors
-            prove(weights.load(new))
+        with atomic.replacing(target) as new:
+            weights.write(new, loaded, target_format, origin)
+            del loaded, tensors  # they need not stay in memory
+            with _reader_log(shown=False):
+                back = weights.load(new)
+            verify(back)
         print(f"wrote {target} ({target_format})")
         if report["adam_steps"] is not None and target_format != "orbax":
             print("  without Adam's moments: only an Orbax checkpoint keeps them")
     if config.report:
-        Path(config.report).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        atomic.write_text(Path(config.report), json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
 
+@contextmanager
+def _reader_log(*, shown: bool) -> Iterator[list[logging.LogRecord]]:
+    """Collect what the readers of files log, and pass it on if it is to be shown."""
+    reader, handler = logging.getLogger("jaxcifar.files"), BufferingHandler(capacity=10**6)
+    before = reader.level, reader.propagate
+    reader.addHandler(handler)
+    reader.level, reader.propagate = logging.INFO, shown
+    try:
+        yield handler.buffer
+    finally:
+        reader.removeHandler(handler)
+        reader.level, reader.propagate = before
+
+
 def _check_places(config: PortConfig) -> None:
-    """Refuses to write over something, or nowhere, before any work is done."""
+    """Refuse to write over something, or nowhere, before any work is done."""
     source, output = Path(config.input), Path(config.output)
-    report = Path(config.report) if config.report else None
-    for path in [output] if report is None else [output, report]:
-        outputs.require_place(path, source)
-        if not (config.dry_run and path == output):
-            outputs.require_free(path, force=config.force, checkpoint=path == output)
-    if report and report.resolve() == output.resolve():
-        raise UserError(f"{output} cannot be the output and the report: choose another name")
+    force = config.force or config.dry_run
+    atomic.check_output(output, source=source, force=force, checkpoint=True)
+    if config.report:
+        report = Path(config.report)
+        atomic.check_output(report, source=source, force=config.force)
+        if report.resolve() == output.resolve():
+            raise UserError(f"{output} cannot be the output and the report: choose another name")
 
 
-def _digest(array: Any) -> str:
-    """A hash of a tensor's shape and bits."""
-    return f"{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
-
-
-def _verify(config: PortConfig, loaded: "Weights") -> dict[str, Any] | None:
+def _compare(config: PortConfig, loaded: weights.Weights) -> dict[str, Any] | None:
+    """Compare with torch on some images, and return what the report says of it."""
     if not config.verify:
         return None
     if importlib.util.find_spec("torch") is None:
         if config.against:
-            raise UserError("--against needs torch 2.6 or newer: make torch")
+            raise UserError("--against needs torch 2.6 or newer: install it")
         print("not verified against torch, which is not installed")
         return None
-
-    import numpy as np
-
-    from jaxcifar import data
-    from jaxcifar.core.augment import normalize
-    from jaxcifar.porting import compare
-
-    images = np.random.default_rng(0).integers(0, 256, (RANDOM_IMAGES, 32, 32, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (NUM_RANDOM_IMAGES, 32, 32, 3), np.uint8)
     if config.data_dir is not None:
         examples = data.load("cifar10", config.data_dir).test
-        images = np.concatenate([images, examples.images[:USER_IMAGES]])
+        images = np.concatenate([images, examples.images[:NUM_TEST_IMAGES]])
     module = compare.torch_module(loaded, config.against)
     rows = compare.compare(loaded, module, np.asarray(normalize(images)))
     names = {row.name for row in rows}
     if compare.LOGITS not in names:
         raise UserError("torch's model gives no single tensor of logits: nothing was written")
     print(compare.table(rows))
-    unseen = compare.layers(loaded) - names
+    unseen = sorted(compare.layers(loaded) - names)
     if unseen:
-        print(f"not compared, as torch does not call them as layers: {', '.join(sorted(unseen))}")
+        print(f"not compared, as torch does not call them as layers: {', '.join(unseen)}")
     if not rows[-1].largest:
-        print("warning: no logit is finite and not 0: this proves little", file=sys.stderr)
+        log.warning("no logit is finite and not 0: the comparison proves little")
     bad = [row for row in rows if not row.equal]
     if bad:
         worst = max(bad, key=lambda row: row.relative)
@@ -207,24 +174,8 @@ def _verify(config: PortConfig, loaded: "Weights") -> dict[str, Any] | None:
     )
     return {
         "against": config.against or "the built-in torch model",
-        "images": {"random": RANDOM_IMAGES, "test": len(images) - RANDOM_IMAGES},
-        "not_compared": sorted(unseen),
+        "images": {"random": NUM_RANDOM_IMAGES, "test": len(images) - NUM_RANDOM_IMAGES},
+        "not_compared": unseen,
         "largest": max(row.relative for row in rows),
         "layers": [{**row._asdict(), "relative": row.relative} for row in rows],
     }
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    flags = cli.parse(
-        PortConfig,
-        argv,
-        prog="python tools/port_torch_ckpt.py",
-        description="Moves weights from torch to Flax and back, and proves that they are the same.",
-    )
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the tolerances are those of full float32
-    port(PortConfig(**flags))
-
-
-if __name__ == "__main__":
-    cli.run(main, prog="port_torch_ckpt")

@@ -17,13 +17,13 @@ import numpy as np
 
 from jaxcifar import report
 from jaxcifar.config import TrainConfig
-from jaxcifar.core.inference import logits
 from jaxcifar.core.state import TrainState
 from jaxcifar.errors import UserError
+from jaxcifar.evaluate import test_logits
 from jaxcifar.files import weights
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.reporting import page
-from jaxcifar.reporting.progress import Progress, image_bar
+from jaxcifar.reporting.progress import Progress
 from jaxcifar.reporting.scores import score
 from jaxcifar.runtime import distributed, environment, loop, process, setup
 
@@ -94,36 +94,26 @@ def train_and_evaluate(config: TrainConfig) -> History:
         try:
             state = loop.train(run, state, totals, outputs)
             progress.close()
-            test_logits = _test(run, state, silent=silent)
+            logits = test_logits(
+                state, run.test, batch_size=config.batch_size, mesh=run.mesh, progress=not silent
+            )
             checkpoints.finish()
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() > 1:
                 distributed.leave(error)
             raise
-        scores = score(test_logits, run.test.labels, run.metadata["class_names"])
+        scores = score(logits, run.test.labels, run.metadata["class_names"])
         progress.result(f"Accuracy of the model on the test images: {100 * scores.accuracy:.2f} %")
         metrics.write(run.total_steps, "test", loss=scores.loss, accuracy=scores.accuracy)
         if config.report and not silent:
-            _write_report(run, test_logits)
+            _write_report(run, logits)
         return History(directory.path, metrics.records, scores.accuracy, state)
 
 
-def _test(run: setup.Run, state: TrainState, *, silent: bool) -> np.ndarray:
-    """Return the logits of the test images."""
-    images = run.test.images
-    with image_bar(len(images), "test", silent=silent) as on_batch:
-        return logits(
-            *(state, images),
-            batch_size=run.config.batch_size,
-            mesh=run.mesh,
-            on_batch=on_batch,
-        )
-
-
-def _write_report(run: setup.Run, test_logits: np.ndarray) -> None:
+def _write_report(run: setup.Run, logits: np.ndarray) -> None:
     """Write the report; if that fails, the run's results stay."""
     try:
-        outputs = page.collect(run.total_steps, run.metadata["class_names"], test_logits, run.test)
+        outputs = page.collect(run.total_steps, run.metadata["class_names"], logits, run.test)
         page.save_outputs(run.directory, outputs)
         report.make_report([run.directory.path])
     except OSError as error:

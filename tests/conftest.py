@@ -1,29 +1,39 @@
-"""Settings for all tests: silent broadcasting across ranks is an error."""
+"""Settings and fixtures for all tests."""
 
+import functools
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the equivalences are proved on CPU
+from jaxcifar import TrainConfig, data
+from jaxcifar.core import models
+from jaxcifar.files import weights
+from jaxcifar.runtime import setup
+from tests.tiny import Tiny
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the comparisons with torch are made on a CPU
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Several tests train the same network: compile it once.
-_cache = tempfile.TemporaryDirectory(prefix="jaxcifar-compiled-")
-jax.config.update("jax_compilation_cache_dir", _cache.name)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name  # for the commands that tests start
+# Many tests compile the same programs, in several workers and in the commands that they start.
+if "JAXCIFAR_TEST_CACHE" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="jaxcifar-compiled-")
+    os.environ["JAXCIFAR_TEST_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAXCIFAR_TEST_CACHE"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs() -> Iterator[None]:
-    """A program takes hundreds of memory maps, of which Linux gives a process 65,530 in all."""
+    """A program takes hundreds of memory maps, of which Linux gives a process 65,530."""
     yield
     jax.clear_caches()
 
@@ -35,58 +45,87 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def real_cifar10() -> Path:
-    """The folder of real, prepared CIFAR-10 beside the repository."""
-    folder = Path(__file__).parents[2] / "shared" / "data" / "tfds"
-    if not folder.exists():
+    """The directory of real, prepared CIFAR-10 beside the repository."""
+    path = Path(__file__).parents[2] / "shared" / "data" / "tfds"
+    if not path.exists():
         pytest.skip("real CIFAR-10 is not beside the repository")
-    return folder
+    return path
 
 
 def loaded_by(imports: str, names: tuple[str, ...]) -> list[str]:
-    """Which of these modules a fresh process has loaded after ``import`` of others."""
+    """Return which of these modules a fresh process has loaded after ``import`` of others."""
     code = f"import sys, {imports}; print(*[m for m in {names} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return out.stdout.split()
 
 
-def load_few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes every data set forty training and twenty test digits: runs of seconds."""
-    from jaxcifar import data
+def run_config(workdir: Path, **changes: Any) -> TrainConfig:
+    """A short run of the ResNet on whatever ``data.load`` gives."""
+    options = {
+        "model": "resnet50_layer4",
+        "dataset": "digits",
+        "batch_size": 8,
+        "report": False,
+        "log_every": 2,
+    }
+    return TrainConfig(workdir=str(workdir), **{**options, **changes})
 
+
+def assert_same(first: Any, second: Any) -> None:
+    """Two trees are equal to the bit."""
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def use_few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every data set forty training and twenty test digits."""
     digits = data.load("digits")
-    small = data.Dataset(
-        data.Examples(*(a[:40] for a in digits.train)),
-        data.Examples(*(a[:20] for a in digits.test)),
+    few = data.Dataset(
+        data.Examples(*(array[:40] for array in digits.train)),
+        data.Examples(*(array[:20] for array in digits.test)),
         digits.class_names,
     )
-    monkeypatch.setattr(data, "load", lambda name, data_dir=None: small)
+    monkeypatch.setattr(data, "load", lambda name, data_dir=None: few)
 
 
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    load_few_digits(monkeypatch)
+    use_few_digits(monkeypatch)
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ported ResNet with random weights and statistics; its classes are named a to j."""
-    from jaxcifar.core import models
-    from jaxcifar.files import weights
+@pytest.fixture
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every network of a run a tiny one, for tests that need no names of weights."""
 
+    @functools.cache
+    def create(name: str, **options: Any) -> Tiny:
+        return Tiny(num_classes=options["num_classes"], dtype=options["dtype"])
+
+    monkeypatch.setattr(setup, "create_model", create)
+
+
+def random_variables(name: str, **options: Any) -> dict[str, Any]:
+    """Random weights and statistics that let the differences between images through."""
     rng = np.random.default_rng(0)
 
     def draw(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         if len(leaf.shape) > 1:  # a kernel
             return rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape).astype("f4")
-        # Such scales let the images' differences through, and keep the logits small.
         low = {"scale": 0.6, "var": 1}.get(path[-1].key, -0.25)
         return np.asarray(rng.uniform(low, low + 0.5, leaf.shape), leaf.dtype)
 
-    model = models.create_model("resnet50_layer4")
-    variables = jax.tree_util.tree_map_with_path(draw, models.abstract_variables(model))
+    model = models.create_model(name, **options)
+    return jax.tree_util.tree_map_with_path(draw, models.abstract_variables(model))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ported ResNet with random weights and statistics; its classes are named a to j."""
     loaded = weights.Weights(
-        *("resnet50_layer4", 10, variables, None, None, {}, ()), class_names=tuple("abcdefghij")
+        model="resnet50_layer4",
+        num_classes=10,
+        variables=random_variables("resnet50_layer4"),
+        class_names=tuple("abcdefghij"),
     )
     path = tmp_path_factory.mktemp("weights") / "resnet"
-    weights.save(path, loaded, {})
+    weights.write(path, loaded, "orbax", {})
     return path

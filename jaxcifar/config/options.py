@@ -1,6 +1,7 @@
 """Options of a command: the fields of a frozen dataclass, checked when it is made."""
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from types import NoneType, UnionType
@@ -89,6 +90,26 @@ def fields_with_types(options: type) -> list[tuple[dataclasses.Field[Any], Any]]
     """Return each field with its type; of ``T | None`` the ``T``."""
     hints = get_type_hints(options)
     return [(field, _without_none(hints[field.name])) for field in dataclasses.fields(options)]
+
+
+def command_line(options: Options, prog: str = "jaxcifar train") -> str:
+    """Return the command with these options, quoted for a shell: the inverse of ``cli.parse``."""
+    words = prog.split()
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(flag(field.name if value else f"no_{field.name}"))
+        else:
+            text, name = show(value), flag(field.name)
+            words += [f"{name}={text}"] if text.startswith("-") else [name, text]
+    return shlex.join(words)
+
+
+def show(value: object) -> str:
+    """Return an option's value as a user would type it."""
+    return "1/3" if value == 1 / 3 else str(value)
 
 
 def flag(name: str) -> str:

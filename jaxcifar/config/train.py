@@ -222,10 +222,12 @@ class TrainConfig(Options):
           UserError: an option differs that may not change.
         """
         for field in dataclasses.fields(self):
-            new, old = getattr(self, field.name), saved.get(field.name)
+            if field.metadata["may_change"] or field.name not in saved:
+                continue
+            new, old = getattr(self, field.name), saved[field.name]
             folders = str(new).startswith(FOLDER_PREFIX) and str(old).startswith(FOLDER_PREFIX)
             moved = field.name == "dataset" and folders  # its images are compared instead
-            if new not in (old, None) and not field.metadata["may_change"] and not moved:
+            if new not in (old, None) and not moved:
                 raise UserError(
                     f"{flag(field.name)} {new} is not what {path} was started with ({old}):"
                     " leave it out, or start a run in another --workdir"

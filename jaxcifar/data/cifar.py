@@ -1,118 +1,104 @@
-"""CIFAR-10 and -100 (Krizhevsky, 2009): prepared by TFDS, in an archive, or downloaded."""
+"""CIFAR-10 and -100: prepared by TFDS, as official files, or downloaded."""
 
-import dataclasses
 import io
 import logging
+import tempfile
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epy
+from PIL import Image
 
-from jaxcifar.data import Dataset, Examples, archives
-from jaxcifar.data.download import Remote, download
+from jaxcifar.core.steps import Examples
+from jaxcifar.data import archives
+from jaxcifar.data.dataset import Dataset
 from jaxcifar.errors import UserError
 
+with epy.lazy_imports():
+    import requests
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets import proto
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a data set comes from.
-
-    Attributes:
-      name: TFDS's, and ours.
-      remote: the binary archive on the web; size and checksum are TFDS's.
-      published: what the official files are.
-    """
-
-    name: str
-    remote: Remote
-    published: archives.Published
-
-
-CIFAR10 = Source(
-    "cifar10",
-    Remote(
-        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        size=170_052_171,
-        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-    ),
-    archives.CIFAR10,
-)
-
-CIFAR100 = Source(
-    "cifar100",
-    Remote(
-        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        size=168_513_733,
-        sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-    ),
-    archives.CIFAR100,
-)
-
+PROBE_SECONDS = 8.0  # without a network TFDS would retry for minutes
 CLASS_NAMES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
 
 
-def load(source: Source, data_dir: Path) -> Dataset:
-    """Loads 50,000 training and 10,000 test images from the first of three places.
-
-    1. ``data_dir/NAME/VERSION``: what TFDS has prepared, as array_record.
-    2. One of the official archives, or the folder it unpacks to, as the official page and
-       torchvision leave them, in ``data_dir`` or its ``downloads``.
-    3. A download into ``data_dir/downloads`` through TFDS.
-
-    Args:
-      source: the data set; of CIFAR-100 the labels are the fine ones.
-      data_dir: the folder to look in, or one of the archives or folders itself.
+def load(source: archives.Source, data_dir: Path) -> Dataset:
+    """Load what TFDS has prepared as array_record, an official archive or folder, or a download.
 
     Raises:
-      UserError: damaged data, or none and no network.
+      UserError: the data is damaged, or there is none and it cannot be downloaded.
     """
     for info in sorted(data_dir.glob(f"{source.name}/*/dataset_info.json"), reverse=True):
-        if _is_array_record(info):
+        # TFDS's default format is tfrecord, which only TensorFlow reads.
+        if '"fileFormat": "array_record"' in info.read_text(errors="replace"):
             return _read_prepared(info.parent)
-    path = archives.find(data_dir, source.published)
-    if path is None:
-        path = download(source.remote, data_dir)
-    return archives.read(path, source.published)
+    path = archives.find(data_dir, source) or download(source.name, data_dir)
+    return archives.read(path, source)
 
 
-def _is_array_record(info: Path) -> bool:
-    # TFDS's default format is tfrecord, which only TensorFlow reads.
-    return '"fileFormat": "array_record"' in info.read_text(errors="replace")
+def download(name: str, data_dir: Path) -> Path:
+    """Download the archive that TFDS knows for a data set into ``data_dir/downloads``.
+
+    Raises:
+      UserError: the server cannot be reached, breaks off, or sends another file.
+    """
+    ((url, info),) = tfds.builder_cls(name).url_infos.items()
+    folder = data_dir / "downloads"
+    try:
+        _probe(url)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="partial.", dir=folder) as partial:
+            manager = tfds.download.DownloadManager(
+                download_dir=partial, url_infos={url: info}, force_checksums_validation=True
+            )
+            return Path(manager.download(url)).rename(folder / info.filename)
+    except Exception as error:  # of requests, the disk, or TFDS (a checksum, an HTTP status)
+        if getattr(error, "filename", None):  # the disk's
+            raise
+        raise UserError(
+            f"could not download {url}: {error}. Put {info.filename} (or"
+            f" {info.filename.replace('binary', 'python')}) into {data_dir}, or pass the folder"
+            " that holds it with --data-dir, or train offline with --dataset digits"
+        ) from error
+
+
+def _probe(url: str) -> None:
+    try:
+        with ThreadPool(1) as pool:  # does not wait for its thread, since DNS has no time limit
+            pool.apply_async(requests.head, (url,), {"timeout": PROBE_SECONDS}).get(PROBE_SECONDS)
+    except Exception as error:  # of requests, or the time is over
+        raise ConnectionError(f"no answer ({type(error).__name__})") from error
 
 
 def _read_prepared(folder: Path) -> Dataset:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # "OpenCV is not installed"
-    import tensorflow_datasets as tfds
-
-    where = folder
+    logging.getLogger("absl").setLevel(logging.ERROR)  # hides "OpenCV is not installed"
+    path, splits = folder, []
     try:
         builder = tfds.builder_from_directory(folder)
-        names = tuple(builder.info.features["label"].names)
-        splits = {}
+        class_names = tuple(builder.info.features["label"].names)
         for split in ("train", "test"):
-            where = Path(builder.info.splits[split].filepaths[0])
+            path = Path(builder.info.splits[split].filepaths[0])
             raw = tfds.decode.DeserializeMethod.RAW_BYTES
-            splits[split] = _decode(builder.as_data_source(split=split, deserialize_method=raw))
+            records = builder.as_data_source(split=split, deserialize_method=raw)
+            splits.append(_decode(records.__getitems__(range(len(records)))))
     except Exception as error:  # whatever array_record, protobuf or Pillow raise on bad bytes
         raise UserError(
-            f"{where} is damaged or missing; delete {folder} to load the data anew ({error})"
+            f"{path} is damaged or missing ({error}): delete {folder} to load the data again"
         ) from error
-    return Dataset(splits["train"], splits["test"], names)
+    return Dataset(splits[0], splits[1], class_names)
 
 
-def _decode(source: Any) -> Examples:
-    """Parses and decodes all records here, which takes two thirds of TFDS's own time."""
-    from PIL import Image
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    records = source.__getitems__(range(len(source)))
+def _decode(records: list[Any]) -> Examples:  # in two thirds of the time that TFDS takes
     images = np.empty((len(records), 32, 32, 3), np.uint8)
     labels = np.empty(len(records), np.int32)
     for index, record in enumerate(records):
-        feature = tf_example_pb2.Example.FromString(record).features.feature
+        feature = proto.tf_example_pb2.Example.FromString(record).features.feature
         png = io.BytesIO(feature["image"].bytes_list.value[0])
         images[index] = np.asarray(Image.open(png, formats=("PNG",)))
         labels[index] = feature["label"].int64_list.value[0]

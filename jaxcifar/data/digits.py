@@ -1,29 +1,25 @@
 """scikit-learn's handwritten digits: real images that need no network."""
 
 import numpy as np
+from etils import epy
 
-from jaxcifar.data import Dataset, Examples
+from jaxcifar.core.steps import Examples
+from jaxcifar.data.dataset import Dataset
 
-TEST_IMAGES = 360
+with epy.lazy_imports():
+    from sklearn import datasets, model_selection
 
 
 def load() -> Dataset:
-    """1,437 training and 360 test digits (UCI, Alpaydin and Kaynak 1998), stratified.
+    """Load 1,437 training and 360 test digits (UCI, Alpaydin and Kaynak 1998), stratified.
 
-    The 8x8 images with values 0 to 16 become 32x32 uint8 RGB, each pixel a 4x4 square.
+    Each of the 8x8 pixels, 0 to 16, becomes a 4x4 square of a 32x32 uint8 RGB image.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
+    digits = datasets.load_digits()
     gray = np.round(digits.images * (255 / 16)).astype(np.uint8)
     images = np.repeat(np.kron(gray, np.ones((4, 4), np.uint8))[..., None], 3, axis=-1)
     labels = digits.target.astype(np.int32)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=TEST_IMAGES, stratify=labels, random_state=0
-    )
-    return Dataset(
-        Examples(images[train], labels[train]),
-        Examples(images[test], labels[test]),
-        tuple(str(name) for name in digits.target_names),
-    )
+    split = model_selection.train_test_split
+    splits = split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
+    train, test = (Examples(images[indices], labels[indices]) for indices in splits)
+    return Dataset(train, test, tuple(str(name) for name in digits.target_names))

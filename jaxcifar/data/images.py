@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -12,44 +12,35 @@ from PIL import Image, ImageOps
 from jaxcifar.errors import UserError
 
 SIZE = (32, 32)
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none that starts other programs
+quiet = partial(warnings.catch_warnings, action="ignore")  # of the process: enter outside threads
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none that starts a program
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
 )
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences what Pillow says of odd files; around all threads, as filters are the process's."""
-    with warnings.catch_warnings(action="ignore"):
-        yield
+def is_image_name(name: str) -> bool:
+    """Return whether a file name has an image's suffix and is not hidden."""
+    return name[0] != "." and name.lower().endswith(SUFFIXES)
 
 
 def below(folder: Path) -> list[Path]:
-    """The files below a folder that are named as images, sorted; hidden ones are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """Return the images in a folder and its subfolders, sorted, without hidden ones."""
+    paths = (path for path in folder.rglob("*") if is_image_name(path.name) and path.is_file())
+    return sorted(path for path in paths if "/." not in f"/{path.relative_to(folder).as_posix()}")
 
 
-def open_image(file: str | Path | IO[bytes]) -> Image.Image:
-    """Reads an image whole, with all its pixels; of an animation the first frame.
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """Read an image with all its pixels; of an animation the first frame.
 
     Raises:
-      UserError: it is none, is damaged, or so large that it could be meant to fill the memory.
+      UserError: it is not an image, is damaged, or is large enough to fill the memory.
       OSError: the file cannot be opened.
     """
-    if isinstance(file, str | Path):
-        with open(file, "rb") as opened:
-            return _read(opened, str(file))
-    return _read(file, "the input")
-
-
-def _read(file: IO[bytes], name: str) -> Image.Image:
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return open_image(opened)
+    name = getattr(file, "name", "the input")
     try:
         image = Image.open(file, formats=FORMATS)  # reads no pixels yet
         pixels = image.width * image.height
@@ -60,27 +51,22 @@ def _read(file: IO[bytes], name: str) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{name} is refused: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name} is no image: give one of {', '.join(FORMATS)}") from error
+        raise UserError(f"{name} is not an image: use {', '.join(FORMATS)}") from error
     except Exception as error:  # each format's reader raises others on bad bytes
-        raise UserError(f"{name} is damaged, or no image ({error}): save it again") from error
+        raise UserError(f"{name} is damaged or not an image ({error}): save it again") from error
 
 
 def to_rgb32(image: Image.Image) -> np.ndarray:
-    """The whole image, upright, on white where it is transparent, resized to 32x32.
+    """Return uint8 ``(32, 32, 3)``: the whole image, upright, its transparent parts white.
 
-    Args:
-      image: of any size. An image that is 32x32 RGB keeps its pixels. One of 16 bits a channel
-        is brought to 8.
-
-    Returns:
-      uint8 ``(32, 32, 3)``.
+    A 32x32 RGB image keeps its pixels; 16 bits per channel are scaled to 8.
 
     Raises:
-      UserError: what its pixels mean cannot be told.
+      UserError: the mode's values have no known range.
     """
     with contextlib.suppress(Exception):
-        image = ImageOps.exif_transpose(image)  # damaged EXIF is no reason to refuse the pixels
-    if image.mode.startswith("I"):  # PIL's convert would clip at 255
+        image = ImageOps.exif_transpose(image)  # the pixels are good even if the EXIF is damaged
+    if image.mode.startswith("I"):  # Pillow's convert would clip at 255
         wide = np.asarray(image).clip(0, 65535)
         image = Image.fromarray(np.round(wide / 257).astype(np.uint8))
     if image.mode in ("F", "LAB"):
@@ -88,7 +74,4 @@ def to_rgb32(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if image.size != SIZE:
-        image = image.resize(SIZE, Image.Resampling.LANCZOS)
-    return np.array(image)
+    return np.array(image.convert("RGB").resize(SIZE, Image.Resampling.LANCZOS))

@@ -1,301 +1,131 @@
-"""Reads and writes files of torch tensors: ``.ckpt/.pt/.pth`` and ``.safetensors``.
+"""Read and write files of torch tensors: ``.ckpt``, ``.pt``, ``.pth`` and ``.safetensors``.
 
-Nothing in a file is ever executed: torch reads with ``weights_only=True``, and what that
-refuses is refused. torch and safetensors are imported where they are used.
+No code in a file is ever executed: what torch refuses with ``weights_only=True`` is refused.
 """
 
 import json
 import re
+import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 import ml_dtypes
 import numpy as np
+from etils import epy
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from jaxcifar.errors import UserError, one_line
+from jaxcifar.errors import UserError
 
-STATE_DICT_ENTRIES = ("state_dict", "model_state_dict", "model", "net")
-EMA_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
-OPTIMIZER_ENTRIES = ("optimizer", "optimizer_state_dict", "optim", "optimizer_states")
-PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
-TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
-SAFETENSORS_DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-}
+
+def _require_torch(error: Exception) -> NoReturn:
+    raise UserError(
+        "torch files need torch 2.6 or newer: install it, or use safetensors"
+    ) from error
+
+
+def _require_safe_torch(name: str) -> None:
+    version = sys.modules[name].__version__
+    if tuple(map(int, version.split(".")[:2])) < (2, 6):  # CVE-2025-32434
+        raise UserError(f"torch {version} reads files unsafely: install 2.6 or newer")
+
+
+with epy.lazy_imports(error_callback=_require_torch, success_callback=_require_safe_torch):
+    import torch
+
+SUFFIXES = (".ckpt", ".pt", ".pth")
+DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bfloat16", "I64": "i8", "I32": "i4"}
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6
 
 
-class TorchFile(NamedTuple):
-    """What a file holds, as numpy.
+def read(path: Path) -> tuple[Any, dict[str, str]]:
+    """Return a file's content, memory-mapped where possible, and its text metadata.
 
-    Attributes:
-      state_dict: arrays by key, without wrappers and prefixes; they may be views of the file.
-      optimizer: the state dict of its optimizer, or None.
-      notes: a line for each thing that was unwrapped, stripped or left.
-    """
-
-    state_dict: dict[str, np.ndarray]
-    optimizer: Mapping[str, Any] | None
-    notes: tuple[str, ...]
-
-
-def read(path: Path, *, ema: bool = False) -> TorchFile:
-    """Reads a state dict, bare or wrapped as training programs wrap it.
-
-    Args:
-      path: a zip or older file of ``torch.save``, or a safetensors file.
-      ema: take the exponential moving average instead of the last weights.
-
-    Raises:
-      UserError: it is no such file, is damaged, would run code, or holds no state dict.
-      OSError: it cannot be opened.
+    The content is what was given to ``torch.save``, or a dict of numpy arrays. Raises ``UserError``
+    for a file that is damaged, would run code or is of another kind.
     """
     with path.open("rb") as file:
         start = file.read(len(PICKLE_MAGIC))
-    if start.startswith(ZIP_MAGIC):
-        content = _load_torch(path, mmap=True)
-    elif start == PICKLE_MAGIC:
-        content = _load_torch(path, mmap=False)
-    elif path.suffix == ".safetensors" or start[8:9] == b"{":
-        content = _load_safetensors(path)
-    else:
-        what = "is empty" if not start else "is neither a torch file nor a safetensors file"
-        raise UserError(f"{path} {what}: give what torch.save(model.state_dict(), PATH) wrote")
-    return _unwrap(path, content, ema=ema)
+    if start.startswith(ZIP_MAGIC) or start == PICKLE_MAGIC:
+        return _read_torch(path, zipped=start != PICKLE_MAGIC), {}
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        return _read_safetensors(path)
+    problem = "is empty" if not start else "is neither a torch file nor a safetensors file"
+    raise UserError(f"{path} {problem}: use one written by torch.save(model.state_dict(), PATH)")
 
 
 def write_torch(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Writes what ``model.load_state_dict(torch.load(path), strict=True)`` takes.
-
-    Raises:
-      UserError: torch is missing or too old.
-    """
-    torch = import_torch()
-    torch.save({key: _tensor(torch, array) for key, array in state_dict.items()}, path)
-
-
-def write_safetensors(
-    path: Path, state_dict: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> None:
-    """Writes a safetensors file with torch's keys and axes."""
-    from safetensors.numpy import save_file
-
-    save_file(dict(state_dict), path, metadata={"format": "pt", **metadata})
-    path.chmod(0o644)  # it writes private files
+    """Write a file for ``model.load_state_dict(torch.load(path), strict=True)``."""
+    tensors = {}
+    for key, array in state_dict.items():
+        is_bfloat16 = array.dtype == ml_dtypes.bfloat16  # which torch does not take from numpy
+        tensor = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)
+        tensors[key] = tensor.view(torch.bfloat16) if is_bfloat16 else tensor
+    torch.save(tensors, path)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The texts that a safetensors file holds beside its tensors; empty for a torch file."""
-    from safetensors import SafetensorError, safe_open
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], texts: dict[str, str]) -> None:
+    """Write a safetensors file with torch's keys and axes, and texts as its metadata."""
+    save_file(dict(arrays), path, metadata={"format": "pt", **texts})
+    path.chmod(0o644)  # save_file makes it private
 
+
+def to_numpy(name: str, value: Any) -> Any:
+    """Return a tensor as numpy, without a copy, and anything else as it is."""
+    if not hasattr(value, "layout"):
+        return value
     try:
-        with safe_open(path, framework="numpy") as file:
-            return file.metadata() or {}
-    except SafetensorError:
-        return {}
+        value = value.detach().resolve_conj().resolve_neg()
+        if value.dtype == torch.bfloat16:
+            return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return value.numpy()
+    except (RuntimeError, TypeError) as error:  # numpy has no such tensors
+        kind = f"{value.layout}, {value.dtype}, on {value.device}".replace("torch.", "")
+        raise UserError(f"{name} is {kind}: save it as a dense tensor of floats") from error
 
 
-def import_torch() -> Any:
-    """Imports torch.
-
-    Raises:
-      UserError: it is not installed, or older than 2.6.
-    """
+def _read_torch(path: Path, *, zipped: bool) -> Any:
     try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            "torch files need torch 2.6 or newer: make torch, or give a .safetensors file"
-        ) from error
-    major, minor = torch.__version__.split(".")[:2]
-    if (int(major), int(minor)) < (
-        2,
-        6,
-    ):  # where weights_only can be made to run code: CVE-2025-32434
-        raise UserError(f"torch {torch.__version__} reads files unsafely: install 2.6 or newer")
-    return torch
-
-
-def _load_torch(path: Path, *, mmap: bool) -> Any:
-    torch = import_torch()
-    try:
-        if mmap:
+        if zipped:
             with zipfile.ZipFile(path) as archive:
-                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    raise UserError(f"{path} is a TorchScript program: save model.state_dict()")
-                if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise UserError(f"{path} is a compressed zip, which torch.save never writes")
-                if wrong := archive.testzip():  # torch looks at no checksum
+                if name := archive.testzip():  # torch ignores the checksums
                     raise UserError(
-                        f"{path} is damaged: {wrong} does not have its checksum (or was saved"
-                        " without): copy it again"
+                        f"{path} is damaged: {name} has a wrong checksum: copy it again"
                     )
         with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except UserError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise many kinds on bad bytes
-        unsafe = re.search(r"GLOBAL (\S+)", str(error))
-        if unsafe:
-            raise UserError(
-                f"{path} is refused: its pickle wants to import {unsafe[1]}, which could run any"
-                " code; in a program that trusts it, save model.state_dict() alone"
-            ) from error
-        raise UserError(
-            f"{path} is damaged or no file of tensors ({_first_line(error)}): copy it again"
-        ) from error
+        problem = f"is damaged or no file of tensors ({error!s:.200}): copy it again"
+        if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
+            problem = (
+                f"is refused: its pickle wants to import {unsafe[1]}, which could run any code"
+            )
+            problem += "; in a program that trusts it, save model.state_dict() alone"
+        raise UserError(f"{path} {problem}") from error
 
 
-def _load_safetensors(path: Path) -> dict[str, Any]:
-    """Views of the file: what is not used is never read."""
-    from safetensors import SafetensorError, safe_open
-
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, "np"):  # checks the whole header: shapes, offsets, sizes
             pass
     except SafetensorError as error:
-        raise UserError(
-            f"{path} is no whole safetensors file ({_first_line(error)}): copy it again"
-        ) from error
+        raise UserError(f"{path} is no whole safetensors file ({error}): copy it again") from error
     content = np.memmap(path, np.uint8, "r")
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:start].tobytes())
+    metadata = header.pop("__metadata__", None) or {}
     arrays = {}
-    for key, entry in json.loads(content[8:start].tobytes()).items():
-        if key == "__metadata__":
-            continue
-        if entry["dtype"] not in SAFETENSORS_DTYPES:
+    for key, entry in header.items():
+        if entry["dtype"] not in DTYPES:
             raise UserError(f"{path}: {key} is {entry['dtype']}, which no weight can be made of")
         first, last = (start + offset for offset in entry["data_offsets"])
-        dtype = SAFETENSORS_DTYPES[entry["dtype"]]
-        arrays[key] = content[first:last].view(dtype).reshape(entry["shape"])
-    return arrays
-
-
-def _unwrap(path: Path, content: Any, *, ema: bool) -> TorchFile:
-    tensors, optimizer, notes = _find(path, content, ema=ema)
-    arrays = {key: _array(path, key, value) for key, value in tensors.items()}
-    if "n_averaged" in arrays and len(arrays) > 1:
-        del arrays["n_averaged"]
-        notes.append("left n_averaged, the count of torch's AveragedModel")
-    while prefix := _common_prefix(arrays):
-        arrays = {key.removeprefix(prefix): array for key, array in arrays.items()}
-        notes.append(f"took {prefix} off every key")
-    return TorchFile(arrays, optimizer, tuple(notes))
-
-
-def _find(
-    path: Path, content: Any, *, ema: bool
-) -> tuple[Mapping[Any, Any], dict[str, Any] | None, list[str]]:
-    """Follows a file's entries to its state dict; beside it the optimizer's and the notes."""
-    notes: list[str] = []
-    optimizer = None
-    averaged = False
-    for _ in range(4):  # no training program nests deeper; a hostile one might nest in itself
-        if not isinstance(content, Mapping) or not content:
-            raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
-        if all(_is_tensor(value) for value in content.values()):
-            if ema and not averaged:
-                raise UserError(f"{path} is a bare state dict, without EMA: leave --ema out")
-            return content, optimizer, notes
-        entries = EMA_ENTRIES if ema and not averaged else STATE_DICT_ENTRIES
-        found = [name for name in entries if isinstance(content.get(name), Mapping)]
-        if not found:
-            break
-        others = [name for name in EMA_ENTRIES if isinstance(content.get(name), Mapping)]
-        given = [n for n in OPTIMIZER_ENTRIES if isinstance(content.get(n), Mapping | list)]
-        if given and ema:
-            notes.append(f"left {given[0]}: it belongs to the weights before averaging")
-        elif given:
-            try:
-                optimizer = _optimizer(path, content[given[0]])
-            except UserError as error:
-                notes.append(f"left the optimizer: {error}")
-        if others and not ema:
-            notes.append(f"left {others[0]}, an average of the weights: --ema takes that")
-        notes.append(f"took {found[0]} of {_names(content)}")
-        content, averaged = content[found[0]], averaged or ema
-    strangers = [key for key, value in content.items() if not _is_tensor(value)]
-    if len(strangers) < len(content):
-        kind = type(content[strangers[0]]).__name__
-        raise UserError(f"{path}: {_names(strangers[:1])!r} is a {kind}, expected a tensor")
-    averages = [name for name in EMA_ENTRIES if name in content and not ema]
-    raise UserError(
-        f"{path} holds no {'EMA ' if ema else ''}state dict: its entries are {_names(content)},"
-        f" expected one of {', '.join(EMA_ENTRIES if ema else STATE_DICT_ENTRIES)}"
-        + (f"; --ema takes {averages[0]}" if averages else "")
-    )
-
-
-def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "dtype") and hasattr(value, "shape")
-
-
-def _optimizer(path: Path, content: Any) -> dict[str, Any]:
-    """An optimizer's state dict with numpy in the place of tensors."""
-    if isinstance(content, list) and len(content) == 1:  # Lightning keeps a list
-        content = content[0]
-    states = content.get("state") if isinstance(content, Mapping) else None
-    if not isinstance(states, Mapping):
-        raise UserError("it is not the state dict of one optimizer")
-
-    return {
-        "param_groups": content.get("param_groups"),
-        "state": {
-            index: {
-                name: _array(path, str(name), value) if _is_tensor(value) else value
-                for name, value in state.items()
-            }
-            for index, state in states.items()
-            if isinstance(state, Mapping)
-        },
-    }
-
-
-def _common_prefix(arrays: Mapping[str, np.ndarray]) -> str | None:
-    for prefix in PREFIXES:
-        if arrays and all(key.startswith(prefix) for key in arrays):
-            return prefix
-    return None
-
-
-def _array(path: Path, key: Any, value: Any) -> np.ndarray:
-    """A tensor as numpy; nothing is copied."""
-    if isinstance(value, np.ndarray):
-        return value
-    torch = import_torch()
-    if not isinstance(key, str):
-        raise UserError(f"{path}: a key is a {type(key).__name__}, expected a text")
-    if value.layout != torch.strided or value.is_quantized or value.is_meta:
-        raise UserError(f"{path}: {key} is sparse, quantised or empty: save it as a dense tensor")
-    value = value.detach().resolve_conj().resolve_neg()
-    if value.dtype == torch.bfloat16:
-        return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    try:
-        return value.numpy()
-    except TypeError as error:  # numpy has no such dtype
-        name = str(value.dtype).removeprefix("torch.")
-        raise UserError(f"{path}: {key} is {name}, which no weight can be made of") from error
-
-
-def _tensor(torch: Any, array: np.ndarray) -> Any:
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def _names(keys: Iterable[Any], most: int = 8) -> str:
-    names = [one_line(key) if isinstance(key, str) else type(key).__name__ for key in keys]
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "") or "none"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+        arrays[key] = content[first:last].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return arrays, metadata

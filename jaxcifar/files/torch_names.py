@@ -1,25 +1,18 @@
-"""The map between a torch state dict and a model's variables, both ways; it needs no torch.
+"""The map between a torch state dict and a model's variables, in both directions, without torch.
 
-It is one rule, because the tree has torch's names. The path of a leaf is its key; only its
+The tree has torch's names, so the map is one rule: the path of a leaf is its key, and only its
 last name and the order of its axes are translated:
 
-    ===========================  ==================  =======================
-    leaf                         key ends in         torch's axes
-    ===========================  ==================  =======================
-    params/.../kernel (4 axes)   weight              (O, I, H, W) of (H, W, I, O)
-    params/.../kernel (2 axes)   weight              (O, I) of (I, O)
-    params/.../scale             weight              same
-    params/.../bias              bias                same
-    batch_stats/.../mean         running_mean        same
-    batch_stats/.../var          running_var         same
-    batch_stats/.../num_batches_tracked, the same    same
-    ===========================  ==================  =======================
+    params/.../kernel      weight         (O, I, H, W) of (H, W, I, O), (O, I) of (I, O)
+    params/.../scale       weight
+    batch_stats/.../mean   running_mean
+    batch_stats/.../var    running_var
+    anything else          the same name
 
 Keys and leaves are a bijection, checked against the model before anything is mapped.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -27,76 +20,53 @@ import flax.linen as nn
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar.core.models import MODELS, abstract_variables, create_model
 from jaxcifar.errors import UserError
 
-StateDict = Mapping[str, np.ndarray]
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: where torch's axes are in ours
-
-ADAM_SETTINGS = {  # of make_optimizer
-    "betas": (0.9, 0.999),
-    "eps": 1e-8,
-    "weight_decay": 0,
-    "amsgrad": False,
-    "maximize": False,
-}
-MOST_CLASSES = 100_000  # a tensor of more may take no room in its file and all of it in memory
+TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: our axes in torch's order
+MAX_CLASSES = 100_000  # a file of a few bytes can claim a tensor that fills the memory
 
 
 class Leaf(NamedTuple):
-    """What a model has under a torch key.
+    """What a model has under a torch key; ``shape`` is in torch's order of axes."""
 
-    Attributes:
-      path: in the variables, as ``("params", "features", "0", "kernel")``.
-      shape: in torch's order of axes.
-      dtype: ours.
-    """
-
-    path: tuple[str, ...]
+    path: tuple[str, ...]  # in the variables, as ("params", "features", "0", "kernel")
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
+Leaves = Mapping[str, Leaf]
+Arrays = Mapping[str, np.ndarray]
+
+
 class PortError(UserError):
-    """State dict and model do not fit.
+    """Raised if a state dict does not fit a model; ``misshaped`` has actual and expected shapes."""
 
-    Attributes:
-      missing: keys that the model has and the state dict lacks, with the expected shape.
-      unexpected: keys that only the state dict has, with their shape.
-      misshaped: keys with another shape: the given and the expected one.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        missing: Mapping[str, tuple[int, ...]],
-        unexpected: Mapping[str, tuple[int, ...]],
-        misshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
-    ) -> None:
-        self.missing, self.unexpected, self.misshaped = missing, unexpected, misshaped
-        parts = [
-            _list("missing", [f"{key} {shape}" for key, shape in missing.items()]),
-            _list("unexpected", [f"{key} {shape}" for key, shape in unexpected.items()]),
-            _list(
-                "of another shape",
-                [f"{key} {given}, expected {own}" for key, (given, own) in misshaped.items()],
-            ),
-        ]
-        super().__init__(f"{what}: {'; '.join(filter(None, parts))}")
+    def __init__(self, what: str, expected: Leaves, arrays: Arrays) -> None:
+        self.missing = {k: leaf.shape for k, leaf in expected.items() if k not in arrays}
+        self.unexpected = {k: array.shape for k, array in arrays.items() if k not in expected}
+        both = {k: (arrays[k].shape, leaf.shape) for k, leaf in expected.items() if k in arrays}
+        self.misshaped = misshaped = {k: pair for k, pair in both.items() if pair[0] != pair[1]}
+        pairs = {key: f"{shape}, expected {right}" for key, (shape, right) in misshaped.items()}
+        shapes: tuple[Mapping[str, object], ...] = (self.missing, self.unexpected, pairs)
+        parts = []
+        for kind, by_key in zip(("missing", "unexpected", "of another shape"), shapes, strict=True):
+            items = [f"{key} {shape}" for key, shape in by_key.items()]
+            more = f" and {len(items) - 4} more" if len(items) > 4 else ""
+            parts += [f"{len(items)} {kind}: {', '.join(items[:4])}{more}"] if items else []
+        super().__init__(f"{what}: {'; '.join(parts)}")
 
 
-def leaves(model: nn.Module) -> Mapping[str, Leaf]:
-    """The model's leaves by their torch keys, in the order of torch's state dict."""
-    return _leaves(model, jnp.result_type(float))
+def leaves(model: nn.Module) -> Leaves:
+    """Return the model's leaves by their torch keys, in the order of torch's state dict."""
+    return _leaves(model, jnp.result_type(float))  # float64 only under x64
 
 
 @cache
-def _leaves(model: nn.Module, widest: jnp.dtype) -> Mapping[str, Leaf]:
-    del widest  # float64 only under x64
+def _leaves(model: nn.Module, _: jnp.dtype) -> Leaves:
     modules: dict[tuple[str, ...], dict[str, Leaf]] = {}
     for path, leaf in flatten_dict(abstract_variables(model)).items():
         shape = tuple(leaf.shape[axis] for axis in TORCH_AXES[leaf.ndim])
@@ -104,152 +74,72 @@ def _leaves(model: nn.Module, widest: jnp.dtype) -> Mapping[str, Leaf]:
     return {key: leaf for module in modules.values() for key, leaf in module.items()}
 
 
-def identify(
-    state_dict: StateDict, name: str | None = None, *, source: object = "the state dict"
-) -> tuple[str, int]:
-    """Works the model's name and number of classes out from keys and shapes.
+def identify(arrays: Arrays, name: str | None, source: object) -> tuple[str, int]:
+    """Return the name and number of classes of the model that has these keys and shapes.
 
-    Args:
-      state_dict: arrays by torch key; only their shapes are looked at.
-      name: the model it has to be; None takes the one whose keys are nearest.
-      source: what to call it in an error.
-
-    Raises:
-      UserError: it is another model than ``name``.
-      PortError: the keys or shapes are no model's.
+    Raises ``PortError`` if no model has them, and ``UserError`` if another one than ``name`` has.
     """
     keys = {n: leaves(create_model(n)).keys() for n in MODELS}
-    nearest = min(MODELS, key=lambda n: len(keys[n] ^ state_dict.keys()))
-    if name and name != nearest and keys[nearest] == state_dict.keys():
-        raise UserError(f"{source} is {nearest}, not {name}: ask for --model {nearest}")
+    nearest = min(MODELS, key=lambda n: len(keys[n] ^ arrays.keys()))
+    if name not in (nearest, None) and keys[nearest] == arrays.keys():
+        raise UserError(f"{source} is {nearest}, not {name}: use --model {nearest}")
     what = f"is not {name}" if name else f"is no known model; the nearest is {nearest}"
-    nearest = name or nearest
-    *_, head_bias = keys[nearest]
-    given = state_dict.get(head_bias)
-    num_classes = given.shape[0] if given is not None and given.ndim == 1 and given.size else 10
-    if num_classes > MOST_CLASSES:
-        raise UserError(f"{source} has {num_classes} classes, at most {MOST_CLASSES} are possible")
-    _check(f"{source} {what}", leaves(create_model(nearest, num_classes=num_classes)), state_dict)
-    return nearest, num_classes
+    name = name or nearest
+    *_, head_bias = keys[name]
+    shape = arrays[head_bias].shape if head_bias in arrays else ()
+    num_classes = shape[0] if len(shape) == 1 and shape[0] else 10
+    if num_classes > MAX_CLASSES:
+        raise UserError(f"{source} has {num_classes} classes, at most {MAX_CLASSES} are possible")
+    check(f"{source} {what}", leaves(create_model(name, num_classes=num_classes)), arrays)
+    return name, num_classes
 
 
-def to_flax(state_dict: StateDict, model: nn.Module, *, copy: bool = True) -> dict[str, Any]:
-    """Maps a state dict to ``{"params": ..., "batch_stats": ...}``.
+def check(what: str, expected: Leaves, arrays: Arrays) -> None:
+    """Raise ``PortError`` if the arrays do not have the expected keys and shapes."""
+    shapes = {key: leaf.shape for key, leaf in expected.items()}
+    if shapes != {key: array.shape for key, array in arrays.items()}:
+        raise PortError(what, expected, arrays)
 
-    Args:
-      state_dict: arrays by torch key, any strides: numpy, or CPU tensors that numpy can view.
-      model: what it has to fit, from ``create_model``.
-      copy: False lets a result share its memory with an array that needs no change.
 
-    Returns:
-      C-contiguous numpy arrays in the model's dtypes.
+def to_flax(tensors: Mapping[str, Any], model: nn.Module, *, copy: bool = True) -> dict[str, Any]:
+    """Map a state dict, of numpy arrays or CPU tensors, to ``{"params": ..., "batch_stats": ...}``.
 
-    Raises:
-      PortError: keys are missing, unexpected or of another shape; all of them in one error.
-      UserError: a value is not exact in the model's dtype.
+    Returns C-contiguous numpy arrays in the model's dtypes, which share memory only without
+    ``copy``. Raises ``PortError`` if keys do not fit, ``UserError`` if a value would change.
     """
-    own = leaves(model)
-    state_dict = {key: np.asarray(array) for key, array in state_dict.items()}
-    _check("not the model's state dict", own, state_dict)
-    return _tree(own, state_dict, copy=copy)
+    return to_tree("not the model's state dict", leaves(model), tensors, copy=copy)
+
+
+def to_tree(what: str, expected: Leaves, arrays: Arrays, *, copy: bool = True) -> dict[str, Any]:
+    """Check the arrays and put them at their leaves' paths, as ``to_flax`` does."""
+    arrays = {key: np.asarray(array) for key, array in arrays.items()}
+    check(what, expected, arrays)
+    tree = {}
+    for key, leaf in expected.items():
+        array = arrays[key].transpose(np.argsort(TORCH_AXES[len(leaf.shape)]))
+        tree[leaf.path] = cast(key, array, leaf.dtype, copy=copy)
+    return unflatten_dict(tree)
 
 
 def to_torch(
     variables: Mapping[str, Any], model: nn.Module, *, dtypes: Mapping[str, str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Maps ``{"params": ..., "batch_stats": ...}`` to a state dict, in torch's order of keys.
+    """Map ``{"params": ..., "batch_stats": ...}`` to a state dict, in torch's order of keys.
 
-    Args:
-      variables: arrays of jax or numpy.
-      model: what they have to fit.
-      dtypes: of keys that torch keeps in another dtype than the model does.
-
-    Returns:
-      New C-contiguous numpy arrays; ``num_batches_tracked`` is int64, as torch has it.
-
-    Raises:
-      PortError: leaves are missing, unexpected or of another shape.
-      UserError: a value is not exact in the wanted dtype.
+    Returns new C-contiguous numpy arrays in torch's usual dtypes, or those named in ``dtypes``.
+    Raises ``PortError`` and ``UserError`` as ``to_flax`` does.
     """
-    own = leaves(model)
-    given = torch_view(variables)
-    _check("not the model's variables", own, given)
-    wanted = {
-        key: np.dtype(np.int64) if leaf.dtype.kind == "i" else leaf.dtype
-        for key, leaf in own.items()
-    }
-    wanted |= {key: np.dtype(name) for key, name in (dtypes or {}).items()}
-    return {key: cast(key, given[key], wanted[key]) for key in own}
+    expected, arrays = leaves(model), torch_view(variables)
+    check("not the model's variables", expected, arrays)
+    names = {k: "int64" if leaf.dtype.kind == "i" else leaf.dtype for k, leaf in expected.items()}
+    names |= dtypes or {}
+    return {key: cast(key, arrays[key], np.dtype(names[key])) for key in expected}
 
 
 def torch_view(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The variables under torch's keys and in its axes; nothing is checked or copied."""
-    return {
-        _key(path): _torch_axes(np.asarray(leaf)) for path, leaf in flatten_dict(variables).items()
-    }
-
-
-def adam_to_flax(
-    optimizer: Mapping[str, Any], model: nn.Module
-) -> tuple[optax.ScaleByAdamState, float]:
-    """Maps the state dict of a ``torch.optim.Adam`` over all of the model's parameters.
-
-    Args:
-      optimizer: ``{"state": {0: {"step", "exp_avg", "exp_avg_sq"}, ...}, "param_groups": [...]}``
-        with numpy arrays.
-      model: whose parameters they are. They are told by ``param_names`` where torch has noted
-        them, else by their place: the optimizer was given ``model.parameters()``.
-
-    Returns:
-      Moments and count, and the learning rate of the next update.
-
-    Raises:
-      UserError: it is not Adam with the settings that training uses, or does not fit.
-    """
-    own = {key: leaf for key, leaf in leaves(model).items() if leaf.path[0] == "params"}
-    groups, states = optimizer.get("param_groups"), optimizer.get("state")
-    if not isinstance(groups, Sequence) or not isinstance(states, Mapping) or not groups:
-        raise UserError("the optimizer's state has no param_groups or no state")
-    for name, ours in ADAM_SETTINGS.items():
-        for group in groups:
-            theirs = group.get(name, ours)
-            if (tuple(theirs) if isinstance(theirs, Sequence) else theirs) != ours:
-                raise UserError(f"the optimizer has {name} {theirs}, training has {ours}")
-    indices = [index for group in groups for index in group["params"]]
-    names = [name for group in groups for name in group.get("param_names", ())]
-    if len(indices) != len(own) or set(states) != set(indices):
-        raise UserError(
-            f"the optimizer has a state for {len(states)} of {len(indices)} parameters, the"
-            f" model has {len(own)}"
-        )
-    if set(names) != own.keys():
-        names = list(own)
-        if indices != list(range(len(own))):
-            raise UserError("the optimizer does not have its parameters in the model's order")
-    if not all({"step", "exp_avg", "exp_avg_sq"} <= set(state) for state in states.values()):
-        raise UserError("the optimizer is not Adam: it keeps no step, exp_avg and exp_avg_sq")
-    steps = {float(state["step"]) for state in states.values()}
-    rates = {float(group["lr"]) for group in groups}
-    if len(steps) > 1 or len(rates) > 1:
-        raise UserError(
-            f"the optimizer's parameters differ in steps {sorted(steps)} or learning rates"
-            f" {sorted(rates)}; training has one of each"
-        )
-    step, rate = steps.pop(), rates.pop()
-    if not (0 <= step < 2**31 and 0 <= rate < math.inf):
-        raise UserError(
-            f"the optimizer has {step} steps and the learning rate {rate}: out of range"
-        )
-    mu, nu = (
-        _moment({name: states[i][which] for name, i in zip(names, indices, strict=True)}, own)
-        for which in ("exp_avg", "exp_avg_sq")
-    )
-    return optax.ScaleByAdamState(np.asarray(step, np.int32), mu, nu), rate  # type: ignore[arg-type]
-
-
-def _moment(arrays: StateDict, own: Mapping[str, Leaf]) -> Any:
-    _check("not Adam's moments of the model", own, arrays)
-    return _tree(own, arrays)["params"]
+    """Return views of the variables under torch's keys and in its axes, unchecked."""
+    arrays = {_key(path): np.asarray(leaf) for path, leaf in flatten_dict(variables).items()}
+    return {key: a.transpose(TORCH_AXES.get(a.ndim, range(a.ndim))) for key, a in arrays.items()}
 
 
 def _key(path: tuple[str, ...]) -> str:
@@ -258,59 +148,21 @@ def _key(path: tuple[str, ...]) -> str:
 
 
 def cast(key: str, array: np.ndarray, dtype: np.dtype, *, copy: bool = True) -> np.ndarray:
-    """The same values in ``dtype``, C-contiguous.
-
-    Raises:
-      UserError: there are none; it names the ``key``.
-    """
-    floats = [jnp.issubdtype(kind, np.floating) for kind in (array.dtype, dtype)]
-    with np.errstate(all="ignore"):  # what overflows is not exact
-        if floats[0] != floats[1] or array.dtype.kind == "c":
-            exact = False
-        elif array.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
-            # By definition; astype would forget a NaN's payload, on the way back, too.
-            wide = array.view(np.uint16).astype(np.uint32, order="C")
-            return (wide << 16).view(np.float32)
-        elif array.dtype == np.float32 and dtype == ml_dtypes.bfloat16:
-            bits = array.view(np.uint32)
-            result = (bits >> 16).astype(np.uint16, order="C").view(dtype)
-            exact = not (bits & 0xFFFF).any()
-        else:
+    """Return the same values in another dtype, C-contiguous; raise ``UserError`` if one changes."""
+    kinds = [jnp.issubdtype(kind, np.floating) for kind in (array.dtype, dtype)]
+    exact = kinds[0] == kinds[1] and array.dtype.kind != "c"
+    if array.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
+        # By the definition of bfloat16: astype loses a NaN's payload, in both directions.
+        bits = array.view(np.uint16).astype(np.uint32, order="C")
+        return (bits << 16).view(np.float32)
+    if array.dtype == np.float32 and dtype == ml_dtypes.bfloat16:
+        bits = array.view(np.uint32)
+        result = (bits >> 16).astype(np.uint16, order="C").view(dtype)
+        exact = not (bits & 0xFFFF).any()
+    elif exact:
+        with np.errstate(all="ignore"):  # what overflows is not exact
             result = array.astype(dtype, order="C", copy=copy)
             exact = array.dtype == dtype or bool(np.all((result == array) | (result != result)))
     if not exact:
-        raise UserError(
-            f"{key} is {array.dtype} and cannot become {dtype} without a change: convert it in"
-            " torch, as model.float() does"
-        )
+        raise UserError(f"{key} is {array.dtype} and not exact in {dtype}: convert it with torch")
     return result
-
-
-def _check(what: str, own: Mapping[str, Leaf], state_dict: StateDict) -> None:
-    missing = {key: leaf.shape for key, leaf in own.items() if key not in state_dict}
-    unexpected = {key: value.shape for key, value in state_dict.items() if key not in own}
-    misshaped = {
-        key: (state_dict[key].shape, leaf.shape)
-        for key, leaf in own.items()
-        if key in state_dict and state_dict[key].shape != leaf.shape
-    }
-    if missing or unexpected or misshaped:
-        raise PortError(what, missing, unexpected, misshaped)
-
-
-def _list(kind: str, items: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return f"{len(items)} {kind}: {', '.join(items[:most])}{more}" if items else ""
-
-
-def _tree(own: Mapping[str, Leaf], state_dict: StateDict, *, copy: bool = True) -> dict[str, Any]:
-    tree = {}
-    for key, leaf in own.items():
-        array = state_dict[key]
-        ours = array.transpose(np.argsort(TORCH_AXES[array.ndim]))
-        tree[leaf.path] = cast(key, ours, leaf.dtype, copy=copy)
-    return unflatten_dict(tree)
-
-
-def _torch_axes(array: np.ndarray) -> np.ndarray:
-    return array.transpose(TORCH_AXES[array.ndim]) if array.ndim in TORCH_AXES else array

@@ -1,1 +1,1 @@
-"""The comparison with torch, layer by layer."""
+"""The layer-by-layer comparison with torch."""

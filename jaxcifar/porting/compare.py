@@ -1,4 +1,4 @@
-"""Runs a model in jaxcifar and in torch and compares what every named layer gives."""
+"""Run a model in jaxcifar and in torch, and compare the output of every named layer."""
 
 import importlib.util
 import sys
@@ -7,65 +7,55 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epy
 from flax.traverse_util import flatten_dict
 
 from jaxcifar.errors import UserError
-from jaxcifar.files import torch_names as torch_port
-from jaxcifar.files import weights
-from jaxcifar.porting.torch_models import create_torch_model
+from jaxcifar.files import torch_names
+from jaxcifar.files.weights import Weights
 
-# Of the largest value in torch's output: float32 on CPU, sums in another order.
+with epy.lazy_imports():
+    import torch
+
+    from jaxcifar.porting import torch_models
+
+# Relative to the largest value in torch's output: float32 on CPU, sums in another order.
 LAYER_TOLERANCE = 1e-4
 LOGITS_TOLERANCE = 2e-5
 LOGITS = "logits"
 
 
 class Row(NamedTuple):
-    """One layer's outputs, compared.
+    """The comparison of one layer's outputs."""
 
-    Attributes:
-      name: torch's name of the module, or ``logits``.
-      kind: torch's class.
-      shape: torch's shape, without the batch.
-      largest: finite absolute value in torch's output.
-      difference: the largest absolute one; infinite if shapes, NaNs or infinities differ.
-      tolerance: what ``relative`` may be.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    largest: float
-    difference: float
-    tolerance: float
+    name: str  # of the module in torch, or "logits"
+    kind: str  # torch's class
+    shape: tuple[int, ...]  # torch's, without the batch
+    largest: float  # finite absolute value in torch's output
+    difference: float  # the largest; infinite if shapes, NaNs or infinities differ
+    tolerance: float  # of `relative`
 
     @property
     def relative(self) -> float:
-        """The difference over the largest value."""
+        """The difference divided by the largest value."""
         if not self.difference or not self.largest:
             return np.inf if self.difference else 0.0
         return self.difference / self.largest
 
     @property
     def equal(self) -> bool:
-        """Whether it is within the tolerance."""
+        """Whether the difference is within the tolerance."""
         return self.relative <= self.tolerance
 
 
-def torch_module(loaded: weights.Weights, against: str | None) -> Any:
-    """The built-in torch model, or ``FILE.py:NAME``, with the weights, in eval mode.
-
-    Raises:
-      UserError: the user's class cannot be built or does not take the weights.
-    """
-    import torch
-
+def torch_module(loaded: Weights, against: str | None) -> Any:
+    """Return the built-in torch model, or ``FILE.py:NAME``, with the weights, in eval mode."""
     if against is None:
-        module = create_torch_model(loaded.model, num_classes=loaded.num_classes)
+        module = torch_models.create_torch_model(loaded.model, num_classes=loaded.num_classes)
     else:
         module = _build(against)
-    state_dict = torch_port.to_torch(loaded.variables, loaded.build())  # in float32
-    tensors = {key: torch.from_numpy(array) for key, array in state_dict.items()}
+    arrays = torch_names.to_torch(loaded.variables, loaded.build())  # in float32
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
     try:
         module.load_state_dict(tensors, strict=True)
     except Exception as error:
@@ -73,37 +63,26 @@ def torch_module(loaded: weights.Weights, against: str | None) -> Any:
     return module.float().eval()
 
 
-def compare(loaded: weights.Weights, module: Any, images: np.ndarray) -> list[Row]:
-    """Runs both in evaluation mode.
+def compare(loaded: Weights, module: Any, images: np.ndarray) -> list[Row]:
+    """Return a row for each torch layer or block of the same name in jaxcifar, in torch's order.
 
-    Args:
-      loaded: the weights, for jaxcifar.
-      module: the same in torch.
-      images: normalised float32 ``(N, 32, 32, 3)``.
-
-    Returns:
-      A row for each of torch's layers and blocks that jaxcifar has under the same name, in
-      torch's order, and at the end one for the logits.
+    ``images`` are normalised float32 ``(N, 32, 32, 3)``. The last row is that of the logits.
     """
     ours = _our_outputs(loaded, images)
-    rows = []
-    for name, kind, theirs in _torch_outputs(module, images):
-        if name in ours:
-            rows.append(_row(name, kind, ours[name], theirs))
-    return rows
+    outputs = _torch_outputs(module, images)
+    return [_row(name, kind, ours[name], output) for name, kind, output in outputs if name in ours]
 
 
-def layers(loaded: weights.Weights) -> set[str]:
-    """Names of the layers with parameters."""
-    return {key.rpartition(".")[0] for key in torch_port.leaves(loaded.build())}
+def layers(loaded: Weights) -> set[str]:
+    """Return the names of the layers that have parameters."""
+    return {key.rpartition(".")[0] for key in torch_names.leaves(loaded.build())}
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as aligned text."""
+    """Return the rows as aligned text."""
     width = max(len(row.name) for row in rows)
-    lines = [
-        f"{'layer':{width}}  {'kind':12} {'output':>12} {'largest':>9} {'off by':>8} {'rel.':>8}"
-    ]
+    head = f"{'layer':{width}}  {'kind':12} {'output':>12} {'largest':>9} {'off by':>8} {'rel.':>8}"
+    lines = [head]
     for row in rows:
         shape = "x".join(map(str, row.shape))
         mark = "" if row.equal else f"  above {row.tolerance:g}"
@@ -115,39 +94,31 @@ def table(rows: list[Row]) -> str:
 
 
 def _build(against: str) -> Any:
-    import torch
-
     file, _, name = against.rpartition(":")
-    if not file or not Path(file).is_file():
-        raise UserError(f"--against {against}: expected FILE.py:NAME of an existing file")
-    spec = importlib.util.spec_from_file_location("against", file)
+    spec = importlib.util.spec_from_file_location("against", file) if Path(file).is_file() else None
     if spec is None or spec.loader is None:
-        raise UserError(f"--against {against}: {file} is no Python file")
+        raise UserError(f"--against {against}: expected FILE.py:NAME of an existing file")
     source = importlib.util.module_from_spec(spec)
     sys.path.append(str(Path(file).absolute().parent))  # for what it imports from beside it
     sys.modules[spec.name] = source  # for its dataclasses
     try:
         spec.loader.exec_module(source)
         module = getattr(source, name)()
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UserError(f"--against {against}: {type(error).__name__}: {error}") from error
     if not isinstance(module, torch.nn.Module):
-        raise UserError(f"--against {against}: {name}() gives a {type(module).__name__}, no module")
+        kind = type(module).__name__
+        raise UserError(f"--against {against}: {name}() gives a {kind}, expected a torch module")
     return module
 
 
-def _our_outputs(loaded: weights.Weights, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Outputs by torch's names and in torch's axes."""
+def _our_outputs(loaded: Weights, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return outputs by torch's names and in torch's axes."""
     model = loaded.build()
-
-    @jax.jit
-    def apply(variables: Any, images: Any) -> Any:
-        return model.apply(
-            variables, images, train=False, capture_intermediates=True, mutable="intermediates"
-        )[1]["intermediates"]
-
+    options = {"train": False, "capture_intermediates": True, "mutable": "intermediates"}
     with jax.default_matmul_precision("highest"):  # plain sums, as torch's
-        outputs = flatten_dict(apply(loaded.variables, images))
+        apply = jax.jit(lambda variables, images: model.apply(variables, images, **options)[1])
+        outputs = flatten_dict(apply(loaded.variables, images)["intermediates"])
     return {
         ".".join(path[:-1]) or LOGITS: _channels_first(np.asarray(output[0]))
         for path, output in outputs.items()
@@ -155,27 +126,21 @@ def _our_outputs(loaded: weights.Weights, images: np.ndarray) -> dict[str, np.nd
 
 
 def _torch_outputs(module: Any, images: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
-    import torch
-
+    """Return the name, class and output of each layer; a Sequential's is its last layer's."""
     outputs: list[tuple[str, str, np.ndarray]] = []
+    handles = []
+    for name, layer in module.named_modules():
 
-    def hook(name: str) -> Any:
-        def keep(layer: Any, inputs: Any, output: Any) -> None:
+        def keep(layer: Any, _: Any, output: Any, name: str = name or LOGITS) -> None:
             if isinstance(output, torch.Tensor):  # cloned: the next layer may work in place
                 outputs.append((name, type(layer).__name__, output.clone().numpy()))
 
-        return keep
-
-    handles = [
-        layer.register_forward_hook(hook(name or LOGITS))
-        for name, layer in module.named_modules()
-        # The output of a Sequential inside is its last layer's.
-        if not name or not isinstance(layer, torch.nn.Sequential)
-    ]
+        if not name or not isinstance(layer, torch.nn.Sequential):
+            handles.append(layer.register_forward_hook(keep))
     try:
         with torch.no_grad():
             module(torch.from_numpy(np.ascontiguousarray(_channels_first(images))))
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UserError(f"torch's model fails: {type(error).__name__}: {error}") from error
     finally:
         for handle in handles:
@@ -183,14 +148,14 @@ def _torch_outputs(module: Any, images: np.ndarray) -> list[tuple[str, str, np.n
     return outputs
 
 
-def _row(name: str, kind: str, ours: np.ndarray, theirs: np.ndarray) -> Row:
+def _row(name: str, kind: str, ours: np.ndarray, torchs: np.ndarray) -> Row:
     tolerance = LOGITS_TOLERANCE if name == LOGITS else LAYER_TOLERANCE
-    finite = np.isfinite(theirs)
-    largest = float(np.max(np.abs(theirs), where=finite, initial=0))
+    finite = np.isfinite(torchs)
+    largest = float(np.max(np.abs(torchs), where=finite, initial=0))
     difference = np.inf
-    if ours.shape == theirs.shape and np.array_equal(ours[~finite], theirs[~finite], True):
-        difference = float(np.max(np.abs(ours[finite] - theirs[finite]), initial=0))
-    return Row(name, kind, theirs.shape[1:], largest, difference, tolerance)
+    if ours.shape == torchs.shape and np.array_equal(ours[~finite], torchs[~finite], True):
+        difference = float(np.max(np.abs(ours[finite] - torchs[finite]), initial=0))
+    return Row(name, kind, torchs.shape[1:], largest, difference, tolerance)
 
 
 def _channels_first(array: np.ndarray) -> np.ndarray:

@@ -1,91 +1,81 @@
-"""The original program's networks in torch, for comparing: ``VGG16`` and ``ResNet50_layer4``."""
+"""The original program's networks in torch, for comparison: ``VGG16`` and ``ResNet50_layer4``."""
 
-from torch import nn
+from torch import Tensor, nn
 
-CFG = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]
+WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0: a pool
 
 
 class VGG16(nn.Module):
-    """Thirteen convolutions and the head; ``batch_norm`` after each makes it vgg16_bn."""
+    """Thirteen convolutions and the head; with a batch norm after each it is vgg16_bn."""
 
-    def __init__(self, batch_norm=False, dropout=0.5, num_classes=10):
+    def __init__(self, batch_norm: bool = False, dropout: float = 0.5, num_classes: int = 10):
         super().__init__()
-        layers, channels = [], 3
-        for v in CFG:
-            if v == "M":
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in WIDTHS:
+            if width == 0:
                 layers.append(nn.MaxPool2d(2, 2))
                 continue
-            layers.append(nn.Conv2d(channels, v, 3, padding=1))
-            layers += [nn.BatchNorm2d(v), nn.ReLU()] if batch_norm else [nn.ReLU()]
-            channels = v
+            layers.append(nn.Conv2d(channels, width, 3, padding=1))
+            layers += [nn.BatchNorm2d(width), nn.ReLU()] if batch_norm else [nn.ReLU()]
+            channels = width
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(512, 512),
-            nn.BatchNorm1d(512),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(512, num_classes),
+            *(nn.Dropout(dropout), nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU()),
+            *(nn.Dropout(dropout), nn.Linear(512, num_classes)),
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).flatten(1))
 
 
-def unit(cin, cout, kernel, stride=1, padding=0):
-    """Convolution with bias, batch norm and ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(cin, cout, kernel, stride, padding), nn.BatchNorm2d(cout), nn.ReLU()
-    )
+def _unit(cin: int, cout: int, kernel: int, stride: int = 1, padding: int = 0) -> nn.Sequential:
+    conv = nn.Conv2d(cin, cout, kernel, stride, padding)
+    return nn.Sequential(conv, nn.BatchNorm2d(cout), nn.ReLU())
 
 
 class Block(nn.Module):
-    """A bottleneck whose shortcut always runs its own unit; no ReLU after the addition."""
+    """A bottleneck whose shortcut always has a unit; no ReLU after the addition."""
 
-    def __init__(self, cin, mid, cout, downsample):
+    def __init__(self, cin: int, mid: int, cout: int, downsample: bool):
         super().__init__()
         stride = 2 if downsample else 1
         self.layer = nn.Sequential(
-            unit(cin, mid, 1, stride), unit(mid, mid, 3, 1, 1), unit(mid, cout, 1)
+            _unit(cin, mid, 1, stride), _unit(mid, mid, 3, 1, 1), _unit(mid, cout, 1)
         )
-        shortcut = unit(cin, cout, 1, stride)
-        if downsample:
-            self.downsize = shortcut
-        else:
-            self.make_equal_channel = shortcut
-        self.shortcut = [shortcut]  # in a list: registered once, under its own name
+        self.shortcut = "downsize" if downsample else "make_equal_channel"
+        self.add_module(self.shortcut, _unit(cin, cout, 1, stride))
 
-    def forward(self, x):
-        return self.layer(x) + self.shortcut[0](x)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.get_submodule(self.shortcut)(x)
 
 
-class ResNet50_layer4(nn.Module):  # the original's spelling
+def _stage(cin: int, mid: int, cout: int, count: int, *, downsample: bool) -> nn.Sequential:
+    last = count - 1  # which downsamples
+    return nn.Sequential(
+        *(Block(cout if i else cin, mid, cout, downsample and i == last) for i in range(count))
+    )
+
+
+class ResNet50_layer4(nn.Module):  # noqa: N801, the original's spelling
     """ResNet50 cut after its layer 4."""
 
-    def __init__(self, num_classes=10):
+    def __init__(self, num_classes: int = 10):
         super().__init__()
-        self.layer1 = nn.Sequential(*unit(3, 64, 7, 2, 3), nn.MaxPool2d(3, 2, 1))
-        self.layer2 = nn.Sequential(
-            Block(64, 64, 256, False), Block(256, 64, 256, False), Block(256, 64, 256, True)
-        )
-        self.layer3 = nn.Sequential(
-            Block(256, 128, 512, False),
-            *(Block(512, 128, 512, False) for _ in range(2)),
-            Block(512, 128, 512, True),
-        )
-        self.layer4 = nn.Sequential(
-            Block(512, 256, 1024, False), *(Block(1024, 256, 1024, False) for _ in range(5))
-        )
+        self.layer1 = nn.Sequential(*_unit(3, 64, 7, 2, 3), nn.MaxPool2d(3, 2, 1))
+        self.layer2 = _stage(64, 64, 256, 3, downsample=True)
+        self.layer3 = _stage(256, 128, 512, 4, downsample=True)
+        self.layer4 = _stage(512, 256, 1024, 6, downsample=False)
         self.avgpool = nn.AvgPool2d(2, 2)
         self.fc = nn.Linear(1024, num_classes)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def create_torch_model(name, *, num_classes=10, dropout=0.5):
-    """The torch module of one of jaxcifar's models."""
+def create_torch_model(name: str, *, num_classes: int = 10, dropout: float = 0.5) -> nn.Module:
+    """Return the torch module of one of jaxcifar's models."""
     if name == "resnet50_layer4":
         return ResNet50_layer4(num_classes)
     return VGG16(name == "vgg16_bn", dropout, num_classes)

@@ -1,130 +1,115 @@
-"""The pictures of a report."""
+"""The figures of a report: PNG files, returned as ``data:`` addresses, too."""
 
+import base64
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from etils import epy
 
-Records = Sequence[Mapping[str, Any]]
-PANELS = (
-    ("loss", "loss (nats)"),
-    ("accuracy", "accuracy (%)"),
-    ("learning_rate", "learning rate"),
-    ("images_per_second", "images a second"),
-)
-STYLES = {"train": {"linestyle": "-"}, "val": {"linestyle": "--"}, "test": {"linestyle": ":"}}
-MOST_ANNOTATED = 20  # classes whose counts fit into their squares
+from jaxcifar.core.steps import Examples
 
+with epy.lazy_imports():
+    from matplotlib import figure as mpl
+    from matplotlib import ticker
+    from scipy import special
+    from sklearn import metrics
 
-class Mistake(NamedTuple):
-    """An image that was taken for another class.
-
-    Attributes:
-      image: uint8 ``(32, 32, 3)``.
-      label: the class that it is of.
-      predicted: the one it was taken for.
-      confidence: the probability given to that, from 0 to 1.
-    """
-
-    image: np.ndarray
-    label: str
-    predicted: str
-    confidence: float
+PANELS = {
+    "loss": "loss (nats)",
+    "accuracy": "accuracy (%)",
+    "learning_rate": "learning rate",
+    "images_per_second": "images per second",
+}
+LINES = {"train": "-", "val": "--", "test": ":"}
+MAX_ANNOTATED = 20  # classes whose counts fit into their squares
+COLUMNS = 5  # of images
 
 
-def curves(runs: Mapping[str, Records], path: Path) -> None:
-    """Draws loss, accuracy, learning rate and speed over the steps, of one run or several."""
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    for axes, (quantity, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> str:
+    """Draw loss, accuracy, learning rate and speed by step, from each run's records."""
+    figure = mpl.Figure(figsize=(10, 6.5), layout="constrained")
+    for axes, (quantity, title) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        scale = 100 if quantity == "accuracy" else 1
         for index, (name, records) in enumerate(runs.items()):
-            for split, style in STYLES.items():
+            for split, line in LINES.items():
                 points = [
-                    (record["step"], record[quantity])
+                    (record["step"], scale * record[quantity])
                     for record in records
                     if record.get("split") == split and record.get(quantity) is not None
                 ]
                 if points:
-                    label = f"{name} {split}" if len(runs) > 1 else split
-                    _line(axes, quantity, points, label, index if len(runs) > 1 else None, style)
-        axes.set(title=title, xlabel="step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_yscale("log" if quantity == "learning_rate" else "linear")
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        linestyle=line,
+                        color=f"C{index % 10}" if len(runs) > 1 else None,
+                        label=_text(f"{name} {split}", 60) if len(runs) > 1 else split,
+                        marker="*" if len(points) == 1 else "o" if len(points) < 20 else "",
+                        markersize=9 if len(points) == 1 else 4,
+                    )
+        yscale = "log" if quantity == "learning_rate" else "linear"
+        axes.set(title=title, xlabel="step", yscale=yscale)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="small")
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def confusion(matrix: Sequence[Sequence[int]], class_names: Sequence[str], path: Path) -> None:
-    """Draws how many images of each class (rows) were taken for which (columns)."""
+def confusion(matrix: Sequence[Sequence[int]], class_names: Sequence[str], path: Path) -> str:
+    """Draw the numbers of images by label (rows) and prediction (columns)."""
     counts = np.asarray(matrix)
-    classes = len(class_names)
-    size = min(2.5 + 0.4 * classes, 14)
-    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    size, annotated = min(2.5 + 0.4 * len(counts), 14), len(counts) <= MAX_ANNOTATED
+    figure = mpl.Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, label="share of the images of a class", shrink=0.8)
-    if classes <= MOST_ANNOTATED:
-        for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
-    ticks = np.arange(classes)
-    small = 10 if classes <= MOST_ANNOTATED else 5
-    axes.set_xticks(ticks, _plain(class_names), rotation=90, fontsize=small)
-    axes.set_yticks(ticks, _plain(class_names), fontsize=small)
+    names = [_text(name, 40) for name in class_names]
+    display = metrics.ConfusionMatrixDisplay(shares, display_labels=names).plot(
+        ax=axes,
+        cmap="Blues",
+        im_kw={"vmin": 0, "vmax": 1},
+        colorbar=False,
+        include_values=annotated,
+    )
+    if annotated:  # colours show shares, numbers show counts
+        for text, count in zip(display.text_.flat, counts.flat, strict=True):
+            text.set(text=str(count), fontsize=9)
+    figure.colorbar(display.im_, ax=axes, label="share of the images of a class", shrink=0.8)
+    axes.tick_params(labelsize=10 if annotated else 5)
+    axes.tick_params("x", labelrotation=90)
     axes.set(xlabel="predicted", ylabel="label")
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def mistakes(found: Sequence[Mistake], path: Path, *, columns: int = 5) -> None:
-    """Draws the images with what they are and what they were taken for."""
-    rows = max(1, -(-len(found) // columns))
-    figure = Figure(figsize=(1.4 * columns, 1.8 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
+def mistakes(examples: Examples, logits: np.ndarray, names: Sequence[str], path: Path) -> str:
+    """Draw images with their labels and predictions."""
+    probabilities = special.softmax(logits, axis=1)
+    names = [_text(name, 13) for name in names]
+    rows = max(1, -(-len(logits) // COLUMNS))
+    figure = mpl.Figure(figsize=(1.4 * COLUMNS, 1.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes in grid:
         axes.set_axis_off()
-    for axes, mistake in zip(grid.flat, found, strict=False):
-        axes.imshow(mistake.image, interpolation="nearest")
-        label, predicted = _plain((mistake.label, mistake.predicted))
-        axes.set_title(f"{label}\n→ {predicted} ({100 * mistake.confidence:.0f} %)", fontsize=9)
-    if not found:
+    for axes, image, label, row in zip(grid, *examples, probabilities, strict=False):
+        axes.imshow(image, interpolation="nearest")
+        title = f"{names[label]}\n→ {names[row.argmax()]} ({100 * row.max():.0f} %)"
+        axes.set_title(title, fontsize=8)
+    if not len(logits):
         figure.text(0.5, 0.5, "no mistakes", ha="center", va="center", fontsize=14)
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def _line(
-    axes: Axes,
-    quantity: str,
-    points: Sequence[tuple[int, float]],
-    label: str,
-    colour: int | None,
-    style: Mapping[str, Any],
-) -> None:
-    steps, values = np.array(points, float).T
-    options: dict[str, Any] = {**style, "label": label}
-    if colour is not None:
-        options["color"] = f"C{colour % 10}"
-    if len(steps) == 1:
-        options["marker"] = "*"
-        options["markersize"] = 9
-    elif len(steps) < 20:
-        options["marker"] = "o"
-        options["markersize"] = 4
-    axes.plot(steps, 100 * values if quantity == "accuracy" else values, **options)
+def _text(text: str, length: int) -> str:
+    """Cut a text, and keep a dollar sign in it from starting a formula."""
+    text = text if len(text) <= length else f"{text[: length - 1]}…"
+    return text.replace("$", r"\$")
 
 
-def _plain(names: Sequence[str]) -> list[str]:
-    """Names as they are: a dollar would begin a formula."""
-    return [name.replace("$", r"\$") for name in names]
-
-
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Any, path: Path) -> str:
+    """Write the figure to a PNG file and return it as a ``data:`` address."""
     with warnings.catch_warnings():  # a name in a script that the font lacks shows as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(path, dpi=110)
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxcifar.files import weights
-from jaxcifar.files.metrics import read_metrics
+from jaxcifar.files.run import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -93,7 +93,7 @@ def test_two_processes_end_as_one_does(one_process, tmp_path):
     assert silent_out == ""
     assert silent_err == ""
     assert_close(tmp_path, one_process)
-    ours, theirs = (read_metrics(path / "metrics.jsonl") for path in (tmp_path, one_process))
+    ours, theirs = (RunDirectory(path).read_metrics() for path in (tmp_path, one_process))
     assert [r["step"] for r in ours] == [r["step"] for r in theirs]
     np.testing.assert_allclose(
         [r["loss"] for r in ours], [r["loss"] for r in theirs], rtol=1e-5, atol=0
@@ -109,7 +109,7 @@ def test_stopped_and_killed_runs_go_on(one_process, tmp_path):
     _, error = first.communicate(timeout=60)
     second.communicate(timeout=60)
     assert (first.returncode, second.returncode) == (143, 143)
-    assert "continue with: python -m jaxcifar.train --workdir" in error
+    assert "continue with: jaxcifar train --workdir" in error
 
     # A process that is killed ends the other.
     first, second = start_two(tmp_path, "--resume", *often)

@@ -1,4 +1,4 @@
-"""Whole runs: output, logs, checkpoints, interruption and exact resumption."""
+"""Whole runs: output, logs, checkpoints, interruption and resumption."""
 
 import json
 import os
@@ -6,83 +6,75 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcifar.config import TrainConfig
-from jaxcifar.core.steps import Metrics
-from jaxcifar.errors import UserError
-from jaxcifar.files import checkpoints as checkpoint
-from jaxcifar.files import metrics as logs
-from jaxcifar.files.run import has_checkpoint
-from jaxcifar.train import train_and_evaluate
+from jaxcifar import TrainConfig, UserError, train_and_evaluate
+from jaxcifar.core import steps
+from jaxcifar.files.run import RunDirectory
+from jaxcifar.reporting.progress import Progress
+from jaxcifar.runtime import loop, process, setup
+from tests.conftest import assert_same, run_config
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
 
-def config(workdir, **changes):
-    options = {
-        "model": "resnet50_layer4",
-        "dataset": "digits",
-        "batch_size": 8,
-        "report": False,
-        "log_every": 2,
-    }
-    return TrainConfig(workdir=str(workdir), **{**options, **changes})
-
-
-def assert_same_state(first, second):
-    for name in ("step", "params", "batch_stats", "opt_state"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(first, name), getattr(second, name))
-
-
-def interrupt_after(monkeypatch, steps, signum):
+def stop_after(monkeypatch, number, action):
+    """Call ``action`` when a run has made so many steps."""
     calls = []
-    advance = logs.Progress.advance
+    advance = Progress.advance
 
     def advancing(self, images, label):
         advance(self, images, label)
         calls.append(1)
-        if len(calls) == steps:
-            os.kill(os.getpid(), signum)
+        if len(calls) == number:
+            action()
 
-    monkeypatch.setattr(logs.Progress, "advance", advancing)
+    monkeypatch.setattr(Progress, "advance", advancing)
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def assert_resumes_exactly(tmp_path, monkeypatch, capsys, **options):
+    """A run that is interrupted and resumed prints, logs and ends as one that is not."""
+    whole = train_and_evaluate(run_config(tmp_path / "whole", **options))
+    whole_out = capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8, interrupt)  # step 3 of 5 in epoch 2
+        with pytest.raises(KeyboardInterrupt):
+            train_and_evaluate(run_config(tmp_path / "cut", **options))
+    stopped_out = capsys.readouterr().out
+    assert RunDirectory(tmp_path / "cut").last_step() == 8
+
+    resumed = train_and_evaluate(run_config(tmp_path / "cut", resume=True, **options))
+    for name in ("step", "params", "batch_stats", "opt_state"):
+        assert_same(getattr(whole.state, name), getattr(resumed.state, name))
+    assert whole.test_accuracy == resumed.test_accuracy
+    assert stopped_out + capsys.readouterr().out == whole_out
+    timeless = [
+        [{k: v for k, v in record.items() if k != "images_per_second"} for record in run.records]
+        for run in (whole, resumed)
+    ]
+    assert timeless[0] == timeless[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "augment"), [("vgg16", "none"), ("resnet50_layer4", "crop-flip")]
-)
-def test_interrupted_and_resumed_is_bit_identical(model, augment, tmp_path, monkeypatch, capsys):
-    options = {"model": model, "augment": augment, "epochs": 2}
-    whole = train_and_evaluate(config(tmp_path / "whole", **options))
-    whole_out = capsys.readouterr().out
-
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 8, signal.SIGINT)  # step 3 of 5 in epoch 2
-        with pytest.raises(KeyboardInterrupt):
-            train_and_evaluate(config(tmp_path / "cut", **options))
-    stopped = capsys.readouterr()
-    assert "Stopped after step 8 of 10; continue with: python -m jaxcifar.train" in stopped.err
-    assert has_checkpoint(tmp_path / "cut")
-
-    resumed = train_and_evaluate(config(tmp_path / "cut", resume=True, **options))
-    assert_same_state(whole.state, resumed.state)
-    assert whole.test_accuracy == resumed.test_accuracy
-    assert stopped.out + capsys.readouterr().out == whole_out
-
-    def comparable(records):
-        return [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
-
-    assert comparable(resumed.records) == comparable(whole.records)
+def test_a_resumed_run_of_the_resnet_is_bit_identical(tmp_path, monkeypatch, capsys):
+    assert_resumes_exactly(tmp_path, monkeypatch, capsys, augment="crop-flip", epochs=2)
 
 
+def test_a_resumed_run_with_dropout_is_bit_identical(tmp_path, monkeypatch, capsys, tiny_network):
+    assert_resumes_exactly(tmp_path, monkeypatch, capsys, epochs=2)
+
+
+@pytest.mark.usefixtures("tiny_network")
 def test_output_logs_and_checkpoints(tmp_path, capsys):
-    history = train_and_evaluate(config(tmp_path, epochs=2, val_fraction=0.2, keep=1))
+    options = {"val_fraction": 0.2, "keep": 1}
+    history = train_and_evaluate(run_config(tmp_path, epochs=2, **options))
     out = capsys.readouterr().out.splitlines()
     patterns = [r"Epoch \[1/2\], Step \[2/4\] Loss: \d+\.\d{4}"]
     patterns += [r"Epoch \[1/2\], Step \[4/4\] Loss: \d+\.\d{4}"]
@@ -100,78 +92,109 @@ def test_output_logs_and_checkpoints(tmp_path, capsys):
     assert [r["step"] for r in records] == [2, 4, 4, 6, 8, 8, 8]
     assert records[0]["learning_rate"] == pytest.approx(1e-3)
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
-    assert TrainConfig.from_json(tmp_path / "config.json").val_fraction == 0.2
+    assert RunDirectory(tmp_path).read_config().val_fraction == 0.2
 
     # The last one and, if it is another, the best on the validation images.
     best = max((r["accuracy"], r["step"]) for r in records if r["split"] == "val")[1]
-    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
-    assert kept == {8, best}
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {8, best}
 
     with pytest.raises(UserError, match="holds a run already: continue it with --resume"):
-        train_and_evaluate(config(tmp_path))
+        train_and_evaluate(run_config(tmp_path))
     with pytest.raises(UserError, match=r"--seed 1 is not what .* was started with"):
-        train_and_evaluate(config(tmp_path, resume=True, seed=1, val_fraction=0.2))
+        train_and_evaluate(run_config(tmp_path, resume=True, seed=1, **options))
     with pytest.raises(UserError, match="stands at step 8, beyond the 4 steps of --epochs 1"):
-        train_and_evaluate(config(tmp_path, resume=True, epochs=1, val_fraction=0.2, keep=1))
-    # A finished run resumes to its own end.
-    again = train_and_evaluate(config(tmp_path, resume=True, epochs=2, val_fraction=0.2, keep=1))
-    assert_same_state(again.state, history.state)
+        train_and_evaluate(run_config(tmp_path, resume=True, epochs=1, **options))
+    again = train_and_evaluate(run_config(tmp_path, resume=True, epochs=2, **options))
+    assert_same(again.state.params, history.state.params)  # a finished run resumes to its end
 
 
+@pytest.mark.usefixtures("tiny_network")
 def test_a_run_that_saved_nothing_can_start_again(tmp_path, monkeypatch):
-    def fail(self, images, label):
+    def fail():
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(logs.Progress, "advance", fail)
+        stop_after(patch, 1, fail)
         with pytest.raises(RuntimeError, match="killed"):
-            train_and_evaluate(config(tmp_path))
-    with pytest.raises(UserError, match=r"no whole checkpoint in .*: start without --resume"):
-        train_and_evaluate(config(tmp_path, resume=True))
-    assert train_and_evaluate(config(tmp_path)).records[-1]["split"] == "test"
-
-
-def test_the_best_checkpoint_outlives_the_last_ones(tmp_path, capsys):
-    history = train_and_evaluate(config(tmp_path / "run"))
-    accuracies = {1: 0.2, 2: 0.9, 3: 0.5, 4: None, 5: 0.1}
-    with checkpoint.open_checkpoints(tmp_path / "other", keep=2) as checkpoints:
-        for step, accuracy in accuracies.items():
-            state = history.state.replace(step=jnp.int32(step))
-            checkpoint.save(
-                checkpoints, state, Metrics.zeros(), config(tmp_path), val_accuracy=accuracy
-            )
-        assert [c.step for c in checkpoints.checkpoints] == [2, 4, 5]
-
-
-def test_records_beyond_the_checkpoint_are_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "split": "train"}\n{"step": 9, "split": "train"}\n{"step": 1')
-    writer = logs.MetricWriter(tmp_path, 5)
-    writer.write(6, "val", loss=1.0, missing=None)
-    writer.close()
-    assert logs.read_metrics(path) == [
-        {"step": 1, "split": "train"},
-        {"step": 6, "split": "val", "loss": 1.0},
-    ]
+            train_and_evaluate(run_config(tmp_path))
+    with pytest.raises(UserError, match=r"no checkpoint in .*: start without --resume"):
+        train_and_evaluate(run_config(tmp_path, resume=True))
+    assert train_and_evaluate(run_config(tmp_path)).records[-1]["split"] == "test"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signalled_command_leaves_a_checkpoint(signum, code, tmp_path):
     argv = [sys.executable, "-m", "jaxcifar.train", "--dataset", "digits", "--batch-size", "16"]
-    argv += ["--model", "resnet50_layer4", "--log-every", "1", "--workdir", str(tmp_path / "w")]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline().startswith("Epoch [1/1], Step [1/89] Loss: ")
-    process.send_signal(signum)
-    deadline = time.monotonic() + 60
-    _, error = process.communicate(timeout=deadline - time.monotonic())
-    assert process.returncode == code
-    assert f"--workdir {tmp_path / 'w'} --resume" in error
+    argv += ["--model", "resnet50_layer4", "--log-every", "1", "--workdir", str(tmp_path / "w 1")]
+    run = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout.readline().startswith("Epoch [1/1], Step [1/89] Loss: ")
+    run.send_signal(signum)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == code
+    assert "Stopped after step " in error
+    assert f"continue with: jaxcifar train --workdir '{tmp_path}/w 1' --resume" in error
     assert "Traceback" not in error
-    assert has_checkpoint(tmp_path / "w")
+    assert RunDirectory(tmp_path / "w 1").last_step() is not None
 
 
+@pytest.mark.usefixtures("tiny_network")
 def test_bfloat16_trains(tmp_path):
-    history = train_and_evaluate(config(tmp_path, precision="bfloat16"))
+    history = train_and_evaluate(run_config(tmp_path, precision="bfloat16"))
     assert np.isfinite(history.records[0]["loss"])
     assert {leaf.dtype for leaf in jax.tree.leaves(history.state.params)} == {np.dtype("float32")}
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_on_an_accelerator_the_host_reads_only_behind_the_next_dispatch(tmp_path, monkeypatch):
+    options = {"batch_size": 5, "epochs": 2, "log_every": 4}
+    options["learning_rate"] = 1e-6  # at 1e-3 Adam's division turns rounding into another run
+    one_by_one = train_and_evaluate(run_config(tmp_path / "one", **options))
+
+    events = []
+    train_steps_at, means = steps.train_steps_at, steps.Metrics.means
+
+    def dispatch(*args, count, **kwargs):
+        events.append(count)
+        with jax.transfer_guard("disallow"):  # nothing but what is on the device already
+            return train_steps_at(*args, count=count, **kwargs)
+
+    def read(metrics):
+        events.append("read")
+        return means(metrics)
+
+    monkeypatch.setattr(steps, "train_steps_at", dispatch)
+    monkeypatch.setattr(steps.Metrics, "means", read)
+    monkeypatch.setattr(process, "computes_on_cpu", lambda: False)
+    in_chunks = train_and_evaluate(run_config(tmp_path / "chunks", **options))
+
+    assert events == [4, 4, "read", "read"] * 2
+    assert [r["step"] for r in in_chunks.records] == [r["step"] for r in one_by_one.records]
+    # test_a_scan_of_steps_is_the_same_steps has the proof.
+    losses = [run.records[0]["loss"] for run in (in_chunks, one_by_one)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 1, 3, 7, 50])
+@pytest.mark.parametrize("log_every", [1, 4, 60])
+@pytest.mark.parametrize("per_epoch", [1, 5, 12])
+def test_a_dispatch_ends_where_something_is_due(per_epoch, log_every, checkpoint_every):
+    config = TrainConfig(log_every=log_every, checkpoint_every=checkpoint_every)
+
+    def due(step):
+        done = step % per_epoch or per_epoch
+        saves = checkpoint_every and step % checkpoint_every == 0
+        return done == per_epoch or done % log_every == 0 or saves
+
+    for step in range(60):
+        count = loop._steps_to_pause(config, step, per_epoch)
+        assert count >= 1
+        assert due(step + count)
+        assert not any(due(step + i) for i in range(1, count))
+
+
+@pytest.mark.parametrize(("batch_size", "nearest"), [(10, "8 or 12"), (3, "4"), (5, "4 or 8")])
+def test_a_batch_that_cannot_be_split_names_the_nearest_sizes(batch_size, nearest):
+    with pytest.raises(UserError, match=f"over 4 devices: use {nearest}$"):
+        setup._check_divisible(batch_size, 4)
+    setup._check_divisible(8, 4)

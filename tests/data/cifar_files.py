@@ -1,93 +1,121 @@
-"""A small CIFAR-10 or -100 in each form that the official one is published in."""
+"""A small CIFAR-10 or -100 in each form that is published or prepared, and damage to files."""
 
-import dataclasses
 import hashlib
 import io
+import json
 import pickle
 import tarfile
 
+import jax
 import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
-from jaxcifar.data import Dataset, Examples, archives, cifar
+from jaxcifar.data import Dataset, Examples
+from jaxcifar.data.archives import CIFAR10, CIFAR100
+from jaxcifar.data.cifar import CLASS_NAMES
+from jaxcifar.errors import UserError
 
+SOURCES = (CIFAR10, CIFAR100)
 BATCH_IMAGES = 8
-NAMES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
 
 
-def names(published):
-    few = published.num_classes == 10
-    return NAMES if few else tuple(f"class_{n:02d}" for n in range(published.num_classes))
-
-
-def make_dataset(rng, published=archives.CIFAR10):
+def make_dataset(rng, source=CIFAR10):
     def examples(count):
         images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        return Examples(images, rng.integers(0, published.num_classes, count).astype(np.int32))
+        return Examples(images, rng.integers(0, source.num_classes, count).astype(np.int32))
 
-    train_images = (len(published.batches) - 1) * BATCH_IMAGES
-    return Dataset(examples(train_images), examples(BATCH_IMAGES), names(published))
-
-
-def _batches(dataset, published):
-    *train, test = published.batches
-    for index, name in enumerate(train):
-        part = slice(index * BATCH_IMAGES, (index + 1) * BATCH_IMAGES)
-        yield name, dataset.train.images[part], dataset.train.labels[part]
-    yield test, *dataset.test
+    many = tuple(f"class_{number:02d}" for number in range(source.num_classes))
+    train = examples((len(source.batches) - 1) * BATCH_IMAGES)
+    return Dataset(train, examples(BATCH_IMAGES), CLASS_NAMES if len(many) == 10 else many)
 
 
-def _files(dataset, published):
-    """Content by file name, of both folders."""
-    own = names(published)
-    file, key = published.python_names
-    python = {file: pickle.dumps({key: [name.encode() for name in own]}, protocol=2)}
-    binary = {published.binary_names: "\n".join(own).encode() + b"\n\n"}
-    for name, images, labels in _batches(dataset, published):
-        planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
-        batch = {b"data": planes, published.python_labels: labels.tolist()}
-        coarse = np.arange(len(labels), dtype=np.uint8)[:, None]  # read for fine, they would differ
-        if published.label_bytes == 2:
-            batch[b"coarse_labels"] = coarse[:, 0].tolist()
-        python[name] = pickle.dumps(batch, protocol=2)
-        columns = [coarse] * (published.label_bytes - 1) + [labels[:, None].astype(np.uint8)]
-        binary[f"{name}.bin"] = np.concatenate([*columns, planes], axis=1).tobytes()
+def _contents(dataset, source):
+    """The content by file name, of both folders."""
+    names = [name.encode() for name in dataset.class_names]
+    python = {source.names_files[0]: pickle.dumps({source.keys[0]: names}, protocol=3)}
+    binary = {source.names_files[1]: b"\n".join(names) + b"\n\n"}
+    images, labels = (np.concatenate(arrays) for arrays in zip(*dataset[:2], strict=True))
+    planes = images.transpose(0, 3, 1, 2).reshape(-1, BATCH_IMAGES, 3072)
+    labels = labels.astype(np.uint8).reshape(-1, BATCH_IMAGES)
+    coarse = np.arange(BATCH_IMAGES, dtype=np.uint8)  # not to be taken for the fine labels
+    for name, pixels, fine in zip(source.batches, planes, labels, strict=True):
+        batch = {b"data": pixels, source.keys[1]: fine.tolist(), b"coarse_labels": coarse.tolist()}
+        columns = [coarse] * (source.label_bytes - 1) + [fine, *pixels.T]
+        python[name] = pickle.dumps(batch, protocol=3).replace(b"numpy._core", b"numpy.core")
+        binary[f"{name}.bin"] = np.stack(columns, axis=1).tobytes()
     return python, binary
 
 
-def write(folder, dataset, published=archives.CIFAR10):
-    """Writes both folders and both archives, and returns what is "published" of them."""
+def write(folder, dataset, source=CIFAR10):
+    """Write both folders and both archives; return the source with their facts."""
     md5 = {}
-    python, binary = _files(dataset, published)
-    for name, archive, files in (
-        (published.python_folder, published.python_archive, python),
-        (published.binary_folder, published.binary_archive, binary),
-    ):
+    forms = zip(source.folders, source.archives, _contents(dataset, source), strict=True)
+    for name, archive, contents in forms:
         (folder / name).mkdir(parents=True)
         with tarfile.open(folder / archive, "w:gz") as tar:
-            for file, content in files.items():
+            for file, content in contents.items():
                 (folder / name / file).write_bytes(content)
                 md5[file] = hashlib.md5(content).hexdigest()
                 info = tarfile.TarInfo(f"{name}/{file}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
         md5[archive] = hashlib.md5((folder / archive).read_bytes()).hexdigest()
-    batches = dict.fromkeys(published.batches, BATCH_IMAGES)
-    return dataclasses.replace(published, md5=md5, batches=batches)
+    return source._replace(md5=md5, batches=dict.fromkeys(source.batches, BATCH_IMAGES))
 
 
-def load(data_dir, published=archives.CIFAR10, **changes):
-    """Loads as ``data.load`` does, with these files for the official ones."""
-    source = cifar.CIFAR10 if published.num_classes == 10 else cifar.CIFAR100
-    return cifar.load(dataclasses.replace(source, published=published, **changes), data_dir)
+def prepare(data_dir, dataset, source=CIFAR10):
+    """Write a folder as TFDS prepares it, in array_record; return its path."""
+    folder = data_dir / source.name / "3.0.2"
+    folder.mkdir(parents=True)
+    info = {"fileFormat": "array_record", "name": source.name, "version": "3.0.2", "splits": []}
+    info["moduleName"] = "tensorflow_datasets.image_classification.cifar"
+    for split, examples in zip(("train", "test"), dataset[:2], strict=True):
+        path = folder / f"{source.name}-{split}.array_record-00000-of-00001"
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for image, label in zip(*examples, strict=True):
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            example = tf_example_pb2.Example()
+            feature = example.features.feature
+            feature["image"].bytes_list.value.append(png.getvalue())
+            feature["label"].int64_list.value.append(int(label))
+            if source.name == "cifar100":
+                feature["coarse_label"].int64_list.value.append(int(label) // 5)
+            writer.write(example.SerializeToString())
+        writer.close()
+        shards = {"numBytes": "1", "shardLengths": [str(len(examples.labels))]}
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        info["splits"].append({"name": split, "filepathTemplate": template, **shards})
+    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
+    image = tfds.features.Image(shape=(32, 32, 3))
+    label = tfds.features.ClassLabel(names=dataset.class_names)
+    tfds.features.FeaturesDict({"image": image, "label": label}).save_config(folder)
+    return folder
 
 
-def assert_equal(got, expected):
-    for ours, theirs in zip(
-        (*got.train, *got.test), (*expected.train, *expected.test), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
-        assert ours.dtype == theirs.dtype
-    assert got.class_names == expected.class_names
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def assert_equal(actual, expected):
+    for first, second in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(first, second, strict=True)
+
+
+def refusal(call, *arguments, names=""):
+    """Return the message that a call is refused with: one line, which names a file."""
+    with pytest.raises(UserError) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value)
+    assert str(names) in str(error.value)
+    return str(error.value)

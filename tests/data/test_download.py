@@ -7,22 +7,23 @@ import threading
 import time
 
 import pytest
+from tensorflow_datasets.core.download.checksums import UrlInfo
+from tensorflow_datasets.core.utils import Size
 
-from jaxcifar.data import archives, cifar, download
-from jaxcifar.errors import UserError
-from tests.data import cifar_files
+from jaxcifar.data import cifar
+from jaxcifar.data.archives import CIFAR10
+from tests.data.cifar_files import assert_equal, make_dataset, refusal, write
 
 # The download library leaves its idle connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
-BINARY = archives.CIFAR10.binary_archive
+BINARY = CIFAR10.archives[1]
 
 
 class Server(http.server.ThreadingHTTPServer):
     """Serves one archive; ``mode`` says how: whole, broken or missing."""
 
     daemon_threads = True
-    content = b""
     mode = "whole"
     gets = 0
 
@@ -36,9 +37,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.gets += 1
         self.do_HEAD()
-        whole = len(self.server.content)
+        length = len(self.server.content)
         self.wfile.write(
-            self.server.content[: whole // 2 if self.server.mode == "broken" else whole]
+            self.server.content[: length // 2 if self.server.mode == "broken" else length]
         )
         self.close_connection = True
 
@@ -46,104 +47,67 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
+@pytest.fixture
+def register(monkeypatch):
+    """Make TFDS know another address of CIFAR-10."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
+    def register(port, content=b"", sha256=None):
+        checksum = sha256 or hashlib.sha256(content).hexdigest()
+        info = UrlInfo(size=Size(len(content)), checksum=checksum, filename=BINARY)
+        builder = cifar.tfds.builder_cls("cifar10")
+        monkeypatch.setattr(builder, "url_infos", {f"http://127.0.0.1:{port}/{BINARY}": info})
 
-@pytest.fixture
-def server():
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    return register
 
 
 @pytest.fixture
-def dataset(rng):
-    return cifar_files.make_dataset(rng)
+def server(rng, tmp_path, register):
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.dataset = make_dataset(rng)
+        server.source = write(tmp_path / "official", server.dataset)
+        server.content = (tmp_path / "official" / BINARY).read_bytes()
+        register(server.server_port, server.content)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
 
 
-@pytest.fixture
-def published(server, dataset, tmp_path):
-    published = cifar_files.write(tmp_path / "official", dataset)
-    server.content = (tmp_path / "official" / BINARY).read_bytes()
-    return published
-
-
-def remote(port, content, sha256=None):
-    url = f"http://127.0.0.1:{port}/{BINARY}"
-    sha256 = sha256 or hashlib.sha256(content).hexdigest()
-    return download.Remote(url, len(content), sha256)
-
-
-def assert_fails(data_dir, source, published=archives.CIFAR10):
+def assert_fails(data_dir, source=CIFAR10):
     start = time.monotonic()
-    with pytest.raises(UserError) as error:
-        cifar_files.load(data_dir, published, remote=source)
+    message = refusal(cifar.load, source, data_dir)
     assert time.monotonic() - start < 10
-    message = str(error.value)
-    assert "\n" not in message
-    ways_out = (f"Put {BINARY}", str(data_dir), "--data-dir", "--dataset digits")
-    assert all(way in message for way in ways_out)
-    assert not list(data_dir.glob("downloads/*.tmp.*"))
-    assert not list(data_dir.glob("**/*.tar.gz"))
+    for advice in (f"Put {BINARY}", str(data_dir), "--data-dir", "--dataset digits"):
+        assert advice in message
+    assert not list(data_dir.glob("downloads/*"))
     return message
 
 
-def test_whole_and_then_from_the_cache(server, published, dataset, tmp_path):
-    source = remote(server.server_port, server.content)
-    data_dir = tmp_path / "data"
-    got = cifar_files.load(data_dir, published, remote=source)
-    cifar_files.assert_equal(got, dataset)
-    assert server.gets == 1
-    server.shutdown()
-    server.server_close()
-    got = cifar_files.load(data_dir, published, remote=source)
-    cifar_files.assert_equal(got, dataset)
+def test_a_download_is_found_the_next_time(server, tmp_path):
+    for _ in range(2):
+        assert_equal(cifar.load(server.source, tmp_path / "data"), server.dataset)
+        assert server.gets == 1
 
 
-def test_broken_off_and_then_whole(server, published, dataset, tmp_path):
-    source = remote(server.server_port, server.content)
-    server.mode = "broken"
-    assert_fails(tmp_path / "data", source, published)
+@pytest.mark.parametrize(
+    ("mode", "sha256", "reason"),
+    [("broken", None, ""), ("missing", None, "404"), ("whole", "0" * 64, "checksum")],
+)
+def test_a_failed_download_can_be_repeated(mode, sha256, reason, server, register, tmp_path):
+    server.mode = mode
+    register(server.server_port, server.content, sha256)
+    assert reason in assert_fails(tmp_path / "data", server.source)
     server.mode = "whole"
-    got = cifar_files.load(tmp_path / "data", published, remote=source)
-    cifar_files.assert_equal(got, dataset)
+    register(server.server_port, server.content)
+    assert_equal(cifar.load(server.source, tmp_path / "data"), server.dataset)
 
 
-def test_a_wrong_checksum(server, published, tmp_path):
-    source = remote(server.server_port, server.content, sha256="0" * 64)
-    assert "checksum" in assert_fails(tmp_path / "data", source, published)
-
-
-def test_a_missing_file(server, published, tmp_path):
-    server.mode = "missing"
-    source = remote(server.server_port, server.content)
-    assert "404" in assert_fails(tmp_path / "data", source, published)
-
-
-def test_no_network(tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    assert_fails(tmp_path / "data", remote(port, b""))
-
-
-def test_a_silent_server(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "PROBE_SECONDS", 1.0)
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        assert_fails(tmp_path / "data", remote(silent.getsockname()[1], b""))
-
-
-@pytest.mark.parametrize("source", [cifar.CIFAR10, cifar.CIFAR100])
-def test_the_official_address_is_the_one_that_tfds_knows(source):
-    import tensorflow_datasets as tfds
-
-    ((url, info),) = tfds.builder(source.name).url_infos.items()
-    assert source.remote == download.Remote(url, info.size, info.checksum)
-    assert source.remote.url.endswith(source.published.binary_archive)
+@pytest.mark.parametrize("silent", [False, True])
+def test_without_an_answer_there_is_no_long_wait(silent, register, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "PROBE_SECONDS", 1.0)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if silent:
+            listener.listen()
+        register(listener.getsockname()[1])
+        assert "no answer" in assert_fails(tmp_path / "data")

@@ -1,45 +1,53 @@
-"""The pages do what they say."""
+"""The documentation is correct: its code runs, and its output, links and options are right."""
 
-import dataclasses
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
-import mkdocs_hooks
 import numpy as np
 import pytest
 
 import jaxcifar
-from jaxcifar import train
-from jaxcifar.errors import UserError
-from jaxcifar.files import torch_names as torch_port
-from jaxcifar.files import weights
+from jaxcifar import cli, train
+from jaxcifar.files import torch_names, weights
 
 ROOT = Path(__file__).parents[2]
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.M | re.S)
 
 
-def blocks(page: Path) -> Iterator[tuple[int, str, str | None]]:
-    """Each Python block's first line and code, and the output that the page shows after it."""
-    text = page.read_text()
-    block = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?"
-    for found in re.finditer(block, text, re.MULTILINE | re.DOTALL):
-        yield text.count("\n", 0, found.start(1)), found[1], found[2]
+def load(path: str) -> ModuleType:
+    """Import a file that is not part of the package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+hooks = load("docs/hooks.py")
+
+
+def blocks(page: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield the line, the code and the output of each Python block of a page."""
+    text = page.read_text(encoding="utf-8")
+    for match in PYTHON_BLOCK.finditer(text):
+        yield text.count("\n", 0, match.start(1)), match[1], match[2] or ""
 
 
 def run(page: Path, names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs the blocks in turn in one namespace and compares what they print."""
-    found = list(blocks(page))
-    assert found
-    for line, code, output in found:
+    """Run the blocks of a page in order and compare what they print."""
+    assert list(blocks(page))
+    for line, code, output in blocks(page):
         capsys.readouterr()
         exec(compile("\n" * line + code, page, "exec"), names)
-        assert capsys.readouterr().out == (output or ""), f"{page}:{line}"
+        assert capsys.readouterr().out == output, f"{page}:{line}"
 
 
 @pytest.mark.slow
-def test_tutorial(tmp_path, monkeypatch, capsys):
+def test_the_tutorial_runs_and_prints_what_it_shows(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch", reason="torch is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -47,28 +55,27 @@ def test_tutorial(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_readme(monkeypatch, capsys):
-    """But for the training, which the example's test does."""
-    given = []
+def test_the_readme_uses_the_library_correctly(monkeypatch, capsys):
+    """Without the training itself, which the test of the example runs."""
+    configs = []
     history = train.History(Path("run"), [{"loss": 1.0}], 0.5, state=None)
-    monkeypatch.setattr(train, "train_and_evaluate", lambda c: given.append(c) or history)
-    names: dict[str, Any] = {}
-    [code] = [code for _, code, _ in blocks(ROOT / "README.md") if "train_and_evaluate" in code]
+    monkeypatch.setattr(jaxcifar, "train_and_evaluate", lambda c: configs.append(c) or history)
+    [(_, code, _)], names = blocks(ROOT / "README.md"), {}
     exec(compile(code, "README.md", "exec"), names)
     assert capsys.readouterr().out == "0.5 {'loss': 1.0}\n"
-    assert isinstance(given[0], jaxcifar.TrainConfig)
+    assert isinstance(configs[0], jaxcifar.TrainConfig)
     assert isinstance(names["state"], jaxcifar.TrainState)
 
 
 @pytest.mark.slow
-def test_coming_from_pytorch(tmp_path, monkeypatch, capsys):
+def test_the_page_for_pytorch_users_converts_in_both_directions(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch", reason="torch is not installed")
     from jaxcifar.porting import torch_models
 
     monkeypatch.chdir(tmp_path)
     module = torch_models.VGG16()
-    variables = torch_port.to_flax(module.state_dict(), jaxcifar.create_model("vgg16"))
-    weights.save(Path("vgg16_flax"), weights.Weights("vgg16", 10, variables), {})
+    variables = torch_names.to_flax(module.state_dict(), jaxcifar.create_model("vgg16"))
+    weights.write(Path("vgg16_flax"), weights.Weights("vgg16", 10, variables), "orbax", {})
     names = {"module": module, "images": np.zeros((2, 32, 32, 3), np.uint8)}
     run(ROOT / "docs/from_pytorch.md", names, capsys)
     assert names["logits"].shape == (2, 10)
@@ -76,62 +83,47 @@ def test_coming_from_pytorch(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_example(tmp_path, monkeypatch, capsys, few_digits):
-    """The head moves, the rest of the network stays as the run left it."""
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    import train_digits
-
-    tune, tuned = train_digits.tune, []
-    monkeypatch.setattr(train_digits, "tune", lambda *a, **k: tuned.append(tune(*a, **k)))
-    folder = tmp_path / "run"
-    argv = ["--epochs", "1", "--tune-epochs", "1", "--batch-size", "20", "--workdir", str(folder)]
-    train_digits.main(argv)
+def test_the_example_tunes_only_the_head(tmp_path, monkeypatch, capsys, few_digits):
+    example = load("examples/train_digits.py")
+    tune, tuned = example.tune, []
+    monkeypatch.setattr(example, "tune", lambda *a, **k: tuned.append(tune(*a, **k)))
+    options = f"--epochs 1 --tune-epochs 1 --batch-size 20 --workdir {tmp_path}/run"
+    example.main(options.split())
     assert "Tuned for 1/1: loss " in capsys.readouterr().out
-    before, [after] = weights.load(folder).variables["params"], tuned
-    moved = {
-        name
-        for name, layers in before.items()
-        if not jax.tree.all(jax.tree.map(np.array_equal, layers, after.params[name]))
-    }
-    assert moved == {"fc"}
-    with pytest.raises(UserError, match="--tune-epochs must be at least 1, got 0"):
-        train_digits.main(["--tune-epochs", "0"])
+    before, [after] = weights.load(tmp_path / "run").variables["params"], tuned
+    same = jax.tree.map(np.array_equal, before, after.params)
+    assert {name for name in same if not jax.tree.all(same[name])} == {"fc"}
 
 
-def test_every_public_name_is_documented():
-    pages = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
-    for name, module in jaxcifar._HOMES.items():
-        assert f"`{name}`][jaxcifar.{module}.{name}]" in pages
-        assert f"::: jaxcifar.{module}\n" in pages
+def test_the_example_reports_bad_options(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        load("examples/train_digits.py").main(["--tune-epochs", "0"])
+    assert "error: --tune-epochs must be at least 1, got 0\n" in capsys.readouterr().err
 
 
-def test_every_command_is_documented(capsys):
-    page = mkdocs_hooks.options()
-    for title, module, config in mkdocs_hooks.COMMANDS:
-        with pytest.raises(SystemExit):
-            module.main(["--help"])
-        shown = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
-        section = page.split(f"## {title}\n")[1].split("\n## ")[0]
-        assert shown <= set(re.findall(r"^`(--[a-z-]+)", section, re.MULTILINE)) | {"--help"}
-        assert len(shown) > len(dataclasses.fields(config)) / 2
+@pytest.mark.parametrize("name", jaxcifar.__all__)
+def test_every_public_name_is_documented(name):
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
+    module = getattr(jaxcifar, name).__module__
+    assert f"`{name}`][{module}.{name}]" in pages
+    assert f"::: {module}\n" in pages
 
 
-def test_every_command_module_is_listed():
-    """A module that can be run as a command has its section."""
-    listed = {Path(module.__file__) for _, module, _ in mkdocs_hooks.COMMANDS}
-    files = [*(ROOT / "jaxcifar").glob("*.py"), *(ROOT / "tools").glob("*.py")]
-    found = {path for path in files if "cli.run(main" in path.read_text()}
-    assert found == {*listed, ROOT / "jaxcifar/__main__.py"}
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_option_of_a_command_is_documented(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")  # no option is broken over two lines
+    with pytest.raises(SystemExit):
+        cli.call(name, ["--help"])
+    shown = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) - {"--help"}
+    section = hooks.options().split(f"## jaxcifar {name}\n")[1].split("\n## ")[0]
+    assert shown
+    assert shown <= set(re.findall(r"^`(--[a-z-]+)", section, re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", mkdocs_hooks.ROOT_FILES)
-def test_links_of_the_roots_files(name):
-    """They lead somewhere on GitHub, and to the same pages in the site."""
-    link = r"\]\(([^)#:]+)[^):]*\)"
-    given = (ROOT / name).read_text()
-    for target in re.findall(link, given):
-        assert (ROOT / target).exists()
+@pytest.mark.parametrize("name", hooks.ROOT_FILES)
+def test_links_in_root_files_work_on_github_and_in_the_site(name):
+    link, text = r"\]\(([^)#:]+)[^):]*\)", (ROOT / name).read_text(encoding="utf-8")
+    assert all((ROOT / target).exists() for target in re.findall(link, text))
     docs = ROOT / "docs"
-    files = {str(path.relative_to(docs)) for path in docs.rglob("*") if path.is_file()}
-    pages = {*mkdocs_hooks.ROOT_FILES.values(), *files}
-    assert set(re.findall(link, mkdocs_hooks.from_docs(given))) <= pages
+    pages = {str(path.relative_to(docs)) for path in docs.rglob("*") if path.is_file()}
+    assert set(re.findall(link, hooks.from_docs(text))) <= pages | set(hooks.ROOT_FILES.values())

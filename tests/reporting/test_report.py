@@ -1,4 +1,4 @@
-"""What a run leaves to look at: files, numbers, and a page that a browser shows."""
+"""The report of a run: files, numbers, and a page that a browser shows."""
 
 import dataclasses
 import html.parser
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcifar import cli, data, evaluate, report
+from jaxcifar import UserError, cli, data, report
 from jaxcifar.config import TrainConfig
-from jaxcifar.errors import UserError
-from jaxcifar.files import run as workdir
+from jaxcifar.files.run import RunDirectory
+from jaxcifar.reporting import figures, page
 from jaxcifar.train import train_and_evaluate
 from tests.conftest import load_few_digits
 
@@ -30,19 +30,24 @@ def run(tmp_path_factory):
         return train_and_evaluate(dataclasses.replace(config, workdir=str(folder)))
 
 
-class Texts(html.parser.HTMLParser):
-    """The cells of all tables, and the addresses that a page loads."""
+@pytest.fixture
+def copy(run, tmp_path):
+    return RunDirectory(shutil.copytree(run.workdir, tmp_path / "other"))
 
-    def __init__(self, page):
+
+class Texts(html.parser.HTMLParser):
+    """The texts of a page, and the addresses that it loads."""
+
+    def __init__(self, path):
         super().__init__()
-        self.cells, self.sources = [], []
-        self.feed(page)
+        self.texts, self.addresses = [], []
+        self.feed(path.read_text())
 
     def handle_starttag(self, tag, attributes):
-        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
 
     def handle_data(self, text):
-        self.cells.append(text.strip())
+        self.texts.append(text.strip())
 
 
 def test_a_run_leaves_a_report(run):
@@ -54,112 +59,123 @@ def test_a_run_leaves_a_report(run):
         with Image.open(folder / f"{name}.png") as picture:
             assert min(picture.size) > 300
             assert len(picture.convert("RGB").getcolors(2**24)) > 10  # something is drawn
-    page = Texts((folder / "index.html").read_text())
-    assert f"{100 * run.test_accuracy:.2f} %" in page.cells
-    assert f"{run.records[-1]['loss']:.4f}" in page.cells
-    assert "of 20 test images right" in page.cells
-    assert any("--val-fraction 0.2" in text for text in page.cells)  # the command
-    assert all(source.startswith("data:") for source in page.sources)
+    shown = Texts(folder / "index.html")
+    assert f"{100 * run.test_accuracy:.2f} %" in shown.texts
+    assert f"{run.records[-1]['loss']:.4f}" in shown.texts
+    assert "test accuracy, 20 images" in shown.texts
+    assert any("--val-fraction 0.2" in text for text in shown.texts)  # the command
+    assert all(address.startswith("data:") for address in shown.addresses)
 
 
 def test_evaluate_agrees_with_the_report(run, few_digits, capsys):
-    argv = ["--checkpoint", str(run.workdir), "--json", "--no-compile-cache"]
-    evaluate.main(argv)
-    found = json.loads(capsys.readouterr().out)
-    outputs = report._outputs(run.workdir, None)
-    assert found["accuracy"] == run.test_accuracy
-    assert found["loss"] == pytest.approx(run.records[-1]["loss"], rel=1e-6)
-    assert np.trace(found["confusion"]) / 20 == run.test_accuracy
-    predicted = outputs.logits.argmax(axis=1)
-    wrong = np.flatnonzero(predicted != outputs.labels)
+    argv = ["--checkpoint", str(run.workdir), "--no-compile-cache"]
+    cli.call("evaluate", [*argv, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    outputs = page.load_outputs(RunDirectory(run.workdir))
+    assert document["accuracy"] == run.test_accuracy
+    assert document["loss"] == pytest.approx(run.records[-1]["loss"], rel=1e-6)
+    assert np.trace(document["confusion"]) / 20 == run.test_accuracy
+    wrong = np.flatnonzero(outputs.logits.argmax(axis=1) != outputs.labels)
     assert sorted(outputs.mistaken) == list(wrong)
     test = data.load("digits").test
     np.testing.assert_array_equal(outputs.images, test.images[outputs.mistaken])
-    evaluate.main(argv[:2] + argv[3:])
+    cli.call("evaluate", argv)
     out = capsys.readouterr().out
     assert f"Accuracy of the model on the test images: {100 * run.test_accuracy:.2f} %" in out
     assert re.search(r"95 % interval \d+\.\d\d to \d+\.\d\d %", out)
     assert len(out.splitlines()) == 6 + 10
 
 
-def test_a_report_is_made_again_without_the_data(run, tmp_path, monkeypatch, capsys):
-    folder = shutil.copytree(run.workdir, tmp_path / "other")
-    before = (folder / "report" / "index.html").read_text()
-    for path in (folder / "report").glob("*.*"):
-        if path.name != report.OUTPUTS_FILE:
+def test_a_report_is_made_again_without_the_data(run, copy, monkeypatch, capsys):
+    before = (copy.report_dir / "index.html").read_text()
+    for path in copy.report_dir.glob("*.*"):
+        if path.name != page.OUTPUTS_FILE:
             path.unlink()
-
-    def unreachable(*args, **kwargs):
-        raise AssertionError("the data is not needed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(data, "load", unreachable)
-        report.main([str(folder)])
-    assert capsys.readouterr().out.strip() == str(folder / "report" / "index.html")
-    after = (folder / "report" / "index.html").read_text()
+    monkeypatch.setattr(data, "load", lambda *args: pytest.fail("the data is not needed"))
+    cli.call("report", [str(copy.path)])
+    assert capsys.readouterr().out.strip() == str(copy.report_dir / "index.html")
+    after = (copy.report_dir / "index.html").read_text()
     assert after.replace(">other<", ">run<") == before
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(b"PK")])
-def test_lost_outputs_are_computed_anew(damage, run, few_digits, tmp_path, capsys):
-    folder = shutil.copytree(run.workdir, tmp_path / "other")
-    damage(folder / "report" / report.OUTPUTS_FILE)
-    report.make_report([folder])
-    assert "looking at the test images with the weights of step 8" in capsys.readouterr().err
-    ours, theirs = (report._read_outputs(f / "report" / "test.npz") for f in (folder, run.workdir))
-    np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-5, atol=1e-5)
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
 
 
-def test_several_runs_are_drawn_over_each_other(run, tmp_path):
+def forget_an_image(path):
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **{**arrays, "labels": arrays["labels"][1:]})
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), truncate, forget_an_image])
+def test_lost_or_corrupt_outputs_are_computed_again(damage, run, copy, few_digits, caplog):
+    damage(copy.report_dir / page.OUTPUTS_FILE)
+    with caplog.at_level("INFO", "jaxcifar"):
+        report.make_report([copy.path])
+    assert "evaluating the checkpoint of step 8 on the test images" in caplog.text
+    again, first = page.load_outputs(copy), page.load_outputs(RunDirectory(run.workdir))
+    np.testing.assert_allclose(again.logits, first.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_several_runs_are_compared_in_one_page(run, tmp_path):
     other = shutil.copytree(run.workdir, tmp_path / "run")  # of the same name
-    page = Texts(report.make_report([run.workdir, other], tmp_path / "both").read_text())
-    assert "2 runs" in page.cells
-    assert sum(text == f"{100 * run.test_accuracy:.2f} %" for text in page.cells) == 4
-    names = report._names([run.workdir, other])
-    assert len(set(names)) == 2
+    shown = Texts(report.make_report([run.workdir, other], tmp_path / "both"))
+    assert "2 runs" in shown.texts
+    assert sum(text == f"{100 * run.test_accuracy:.2f} %" for text in shown.texts) == 4
+    links = [address for address in shown.addresses if address.startswith("#")]
+    assert links == ["#run-1", "#run-2"]
+    assert len({text for text in shown.texts if re.fullmatch(r"[^,/]+/run", text)}) == 2
     assert {path.name for path in (tmp_path / "both").iterdir()} == {
         *("index.html", "curves.png", "confusion-1.png", "confusion-2.png"),
         *("mistakes-1.png", "mistakes-2.png"),
     }
-    with pytest.raises(UserError, match="a run is given twice"):
+    with pytest.raises(UserError, match="a run was given twice"):
         report.make_report([other, other])
 
 
 def test_names_cannot_inject(run, tmp_path):
-    folder = shutil.copytree(run.workdir, tmp_path / "<script>alert(1)<")
-    outputs = report._read_outputs(folder / "report" / "test.npz")
+    copy = RunDirectory(shutil.copytree(run.workdir, tmp_path / "<script>alert(1)<"))
+    outputs = page.load_outputs(copy)
     names = ("<script>$x", r"$\frac{", "数字", *outputs.class_names[3:])
-    report.save_outputs(folder, outputs._replace(class_names=names))
-    page = report.make_report([folder]).read_text()
-    assert "<script>" not in page
-    assert "&lt;script&gt;$x" in page
+    page.save_outputs(copy, dataclasses.replace(outputs, class_names=names))
+    text = report.make_report([copy.path]).read_text()
+    assert "<script>" not in text
+    assert "&lt;script&gt;$x" in text
 
 
-def test_folders_of_no_run(run, tmp_path):
+def test_figures_have_room_for_many_classes_with_long_names(tmp_path):
+    names = [f"{i} " + 200 * "long " for i in range(100)]
+    examples = data.Examples(np.zeros((1, 32, 32, 3), np.uint8), np.array([99]))
+    figures.confusion(np.eye(100, dtype=int), names, tmp_path / "confusion.png")
+    figures.mistakes(examples, np.zeros((1, 100)), names, tmp_path / "mistakes.png")
+    figures.mistakes(data.Examples([], []), np.zeros((0, 100)), names, tmp_path / "none.png")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_directories_without_a_run_or_a_checkpoint_are_refused(tmp_path):
     with pytest.raises(UserError, match="is not a saved training configuration"):
         report.make_report([tmp_path])
-    (tmp_path / "config.json").write_text(TrainConfig().to_json())
-    with pytest.raises(UserError, match="has no checkpoint yet"):
+    (tmp_path / "config.json").write_text(json.dumps(TrainConfig().to_dict()))
+    with pytest.raises(UserError, match="has no checkpoint; train first"):
         report.make_report([tmp_path])
 
 
 def test_the_command_repeats_the_configuration(run):
-    config = workdir.read_config(run.workdir)
-    line = cli.command_line(config, "python -m jaxcifar.train")
-    argv = line.split()[3:]
-    flags = cli.parse(TrainConfig, argv, prog="", description="")
-    assert TrainConfig(**flags) == config
+    config = RunDirectory(run.workdir).read_config()
+    argv = page.command_line(config).split()[2:]
+    assert TrainConfig(**cli.parse("train", argv)) == config
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-def visit(page, profile):
-    """The page's text after the browser has shown it, and what its console said."""
+def visit(path, profile):
+    """The page after the browser has shown it, and the lines of its console."""
     quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
     log = [f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0"]
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", *quiet, *log, "--dump-dom", page.as_uri()],
+        [CHROMIUM, "--headless", "--no-sandbox", *quiet, *log, "--dump-dom", path.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
@@ -172,7 +188,7 @@ def visit(page, profile):
 def test_a_browser_shows_the_page(run, tmp_path):
     shown, errors = visit(run.workdir / "report" / "index.html", tmp_path / "profile")
     assert errors == []
-    assert f'<b class="accuracy">{100 * run.test_accuracy:.2f} %</b>' in shown
+    assert f"<b>{100 * run.test_accuracy:.2f} %</b><span>test accuracy" in shown
     assert shown.count("<img ") == 3
 
     broken = tmp_path / "broken.html"

@@ -1,0 +1,68 @@
+"""The directory of a run: its lock, its metrics, and whose it is."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from jaxcifar import TrainConfig, UserError
+from jaxcifar.files import metrics
+from jaxcifar.files.run import RunDirectory
+from tests.files.test_checkpoints import save
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    with run.locked():
+        with pytest.raises(UserError, match="another run writes to"), run.locked():
+            pass
+        code = "from jaxcifar.files.run import RunDirectory; from pathlib import Path\n"
+        code += f"with RunDirectory(Path({str(run.path)!r})).locked(): pass"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "another run writes to" in other.stderr
+    with run.locked():
+        pass
+
+
+def test_the_directory_of_another_run_is_left_alone(tmp_path):
+    started = TrainConfig(dataset="digits", workdir=str(tmp_path))
+    save(tmp_path, 1, metadata=started.to_dict())
+    with pytest.raises(UserError, match="holds a run already: continue it with --resume"):
+        RunDirectory.for_run(started)
+    saved = RunDirectory(tmp_path).read_metadata()
+    for change in ({"model": "resnet50_layer4"}, {"dataset": "cifar10"}):
+        other = dataclasses.replace(started, resume=True, **change)
+        with pytest.raises(UserError, match=r"is not what .* was started with"):
+            other.check_resumes(saved, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [("cifar10", "cifar10"), ("folder:a/My pets!", "My_pets"), ("folder:/", "folder")],
+)
+def test_a_directory_is_named_after_the_data_and_the_model(dataset, name):
+    path = RunDirectory.for_run(TrainConfig(dataset=dataset)).path
+    assert path.parts[0] == "runs"
+    assert path.name.startswith(f"{name}-vgg16-20")
+
+
+def test_records_beyond_the_checkpoint_are_dropped(tmp_path):
+    path = metrics.metrics_path(tmp_path)
+    path.write_text('{"step": 1, "split": "train"}\n{"step": 9, "split": "train"}\n{"step": 1')
+    writer = RunDirectory(tmp_path).open_metrics(5)
+    writer.write(6, "val", loss=1.0, missing=None)
+    writer.close()
+    assert RunDirectory(tmp_path).read_metrics() == [
+        {"step": 1, "split": "train"},
+        {"step": 6, "split": "val", "loss": 1.0},
+    ]
+
+
+def test_options_are_read_once_by_a_resumed_command(tmp_path):
+    saved = TrainConfig(dataset="digits", epochs=3, learning_rate=0.5)
+    RunDirectory(tmp_path).write_config(saved, {"devices": "1 x cpu"})
+    assert RunDirectory(tmp_path).read_config() == saved
+    assert RunDirectory(tmp_path).read_environment() == {"devices": "1 x cpu"}
+    flags = {"resume": True, "workdir": str(tmp_path), "epochs": 5}
+    assert TrainConfig.from_flags(flags) == dataclasses.replace(saved, **flags)

@@ -1,0 +1,85 @@
+"""What a process asks of the system: memory that stays, warnings, and the compile cache."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from jaxcifar.runtime import compile_cache, memory, process
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept():
+    """100 MB allocated again and again: no page is fetched twice."""
+    code = """
+import resource
+from jaxcifar.runtime import memory
+memory.share_one_arena()
+import numpy as np
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(100_000_000, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults(); default = faults()
+memory.keep_freed()
+faults(); print(default, faults())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    default, kept = map(int, out.stdout.split())
+    assert kept < 100
+    assert kept < default / 10
+
+
+def test_without_glibc_nothing_happens(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    memory.share_one_arena()
+    process.keep_freed_memory()
+
+
+@pytest.mark.parametrize(("flags", "warned"), [("sse2 avx2", 1), ("sse2 avx512_bf16", 0), ("", 0)])
+def test_a_processor_without_bfloat16_is_warned_of(flags, warned, monkeypatch, caplog):
+    monkeypatch.setattr(compile_cache, "cpu_flags", lambda: flags)
+    process.warn_of_slow_bfloat16()
+    assert caplog.text.count("no bfloat16 instructions") == warned
+
+
+CACHE = """
+import jax, jax.numpy as jnp
+from jaxcifar.runtime import compile_cache
+compile_cache.enable()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((9, 9)))
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def cache_with(**variables):
+    """The cache that a fresh process uses under these environment variables."""
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"JAX_PLATFORMS": "cpu"} | {k: str(v) for k, v in variables.items()}
+    command = [sys.executable, "-c", CACHE]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    return run.stdout.strip()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another place than on Linux")
+def test_programs_are_kept_in_the_users_cache(tmp_path):
+    path = cache_with(XDG_CACHE_HOME=tmp_path)
+    assert path.startswith(f"{tmp_path}/jaxcifar/jaxlib-")
+    assert any(name.endswith("-cache") for name in os.listdir(path))
+    assert os.stat(path).st_mode & 0o077 == 0
+    assert cache_with(XDG_CACHE_HOME=tmp_path) == path
+
+
+def test_a_cache_that_is_set_stays(tmp_path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    assert cache_with(XDG_CACHE_HOME=other, JAX_COMPILATION_CACHE_DIR=own) == str(own)
+    assert not other.exists()
+
+
+def test_no_place_means_no_cache_and_no_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert cache_with(XDG_CACHE_HOME=tmp_path / "file") == "None"
