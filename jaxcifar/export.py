@@ -10,8 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxcifar.config import ExportConfig
-from jaxcifar.config.commands import PLATFORMS
+from jaxcifar.config.commands import PLATFORMS, ExportConfig
 from jaxcifar.core import inference
 from jaxcifar.core.models import INPUT_SHAPE
 from jaxcifar.errors import UserError

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from scipy.special import softmax
 
-from jaxcifar.config import PredictConfig
+from jaxcifar.config.commands import PredictConfig
 from jaxcifar.core import inference, sharding
 from jaxcifar.core.state import TrainState
 from jaxcifar.data import cifar

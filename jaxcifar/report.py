@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxcifar.config import ReportConfig
+from jaxcifar.config.commands import ReportConfig
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
 from jaxcifar.files.run import RunDirectory

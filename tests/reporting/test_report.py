@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxcifar import UserError, cli, data, report
-from jaxcifar.config import TrainConfig
+from jaxcifar.config.train import TrainConfig
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.reporting import figures, page
 from jaxcifar.train import train_and_evaluate
