@@ -80,9 +80,7 @@ def prepare(
     )
     optimizer, replicated = state.make_optimizer(schedule), sharding.replicated(mesh)
     # All random numbers follow from these, the epoch and the step: resuming needs no more.
-    split = jax.jit(
-        lambda seed: jax.random.split(jax.random.key(seed), 3), out_shardings=replicated
-    )
+    split = jax.jit(lambda s: jax.random.split(jax.random.key(s), 3), out_shardings=replicated)
     init_key, order_key, step_key = split(np.uint32(config.seed))
     if initial:
         initial = _fit_classes(config, initial, model, dataset.class_names, init_key)
