@@ -66,9 +66,8 @@ def test_plain_jax_gives_the_same_logits(checkpoint, images, logits, tmp_path, c
     script = tmp_path / "alone.py"
     script.write_text(WITH_PLAIN_JAX)
     args = (program, tmp_path / "images.npy", json.dumps(BATCHES), tmp_path / "logits.npz")
-    alone = subprocess.run(
-        [sys.executable, "-I", script, *args], capture_output=True, text=True, cwd=tmp_path
-    )
+    argv = [sys.executable, "-I", script, *args]
+    alone = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     assert alone.stdout.split() == list(export.PLATFORMS)
     with np.load(tmp_path / "logits.npz") as file:
@@ -178,9 +177,6 @@ def test_nothing_is_replaced_before_the_end(stop, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_to():
-    def write():
-        with atomic.replacing(Path("/dev/null/x.ckpt")):
-            pytest.fail("there is no such folder")
-
-    with pytest.raises(UserError, match="/dev/null cannot be written to"):
-        write()
+    refused = pytest.raises(UserError, match="/dev/null cannot be written to")
+    with refused, atomic.replacing(Path("/dev/null/x.ckpt")):
+        pytest.fail("there is no such folder")

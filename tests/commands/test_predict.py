@@ -76,9 +76,8 @@ def test_a_folder_as_json(call, folder, expected, capsys):
     document = json.loads(out)
     assert (code, error) == (0, "")
     assert document["model"] == "resnet50_layer4"
-    assert [each["image"] for each in document["images"]] == [
-        str(path) for path in sorted(folder.glob("*.png"))
-    ]
+    paths = [str(path) for path in sorted(folder.glob("*.png"))]
+    assert [each["image"] for each in document["images"]] == paths
     for each, row in zip(document["images"], expected, strict=True):
         order = np.argsort(-row)[:2]
         assert [top["index"] for top in each["top"]] == order.tolist()
@@ -95,9 +94,8 @@ def test_files_that_are_not_images_are_skipped(call, folder, tmp_path, capsys):
     out, error = capsys.readouterr()
     assert code == 1
     lines = out.splitlines()
-    assert [line.rpartition(": ")[0] for line in lines] == [
-        *map(str, (big, folder / "00.png", big))
-    ]
+    images = [str(path) for path in (big, folder / "00.png", big)]
+    assert [line.rpartition(": ")[0] for line in lines] == images
     assert lines[0] == lines[2]
     assert all(line.count(" %") == 3 for line in lines)
     first, second, third, fourth = error.splitlines()
