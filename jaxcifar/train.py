@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcifar import report
 from jaxcifar.config.train import TrainConfig
 from jaxcifar.core.state import TrainState
 from jaxcifar.errors import UserError
@@ -85,7 +84,7 @@ def train_and_evaluate(config: TrainConfig) -> History:
             state = loop.train(run, state, totals, outputs)
             progress.close()
             logits = test_logits(
-                state, run.test, batch_size=config.batch_size, mesh=run.mesh, progress=not silent
+                state, run.test.images, batch_size=config.batch_size, mesh=run.mesh, silent=silent
             )
             checkpoints.finish()
         except jax.errors.JaxRuntimeError as error:
@@ -103,9 +102,9 @@ def train_and_evaluate(config: TrainConfig) -> History:
 def _write_report(run: setup.Run, logits: np.ndarray) -> None:
     """Write the report; if that fails, the run's results stay."""
     try:
-        outputs = page.collect(run.total_steps, run.metadata["class_names"], logits, run.test)
-        page.save_outputs(run.directory, outputs)
-        report.make_report([run.directory.path])
+        names = run.metadata["class_names"]
+        outputs = page.save_outputs(run.directory, run.total_steps, names, logits, run.test)
+        page.write_report([run.directory], [outputs])
     except OSError as error:
         log.warning(
             "the report could not be written (%s); write it with: jaxcifar report %s",

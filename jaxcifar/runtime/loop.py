@@ -112,9 +112,9 @@ def _report(run: Run, outputs: Outputs, step: int, totals: Metrics) -> None:
     skipped = int(totals.nonfinite)
     outputs.progress.result(
         f"Epoch [{epoch + 1}/{run.config.epochs}], Step [{done + 1}/{run.steps_per_epoch}]"
-        f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else "")
+        f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else ""),
+        pace=True,
     )
-    outputs.progress.note_pace()
     outputs.metrics.write(
         step,
         "train",
