@@ -106,7 +106,7 @@ def _write_report(run: setup.Run, logits: np.ndarray) -> None:
         outputs = page.collect(run.total_steps, run.metadata["class_names"], logits, run.test)
         page.save_outputs(run.directory, outputs)
         report.make_report([run.directory.path])
-    except OSError as error:
+    except (OSError, UserError) as error:
         log.warning(
             "the report could not be written (%s); write it with: jaxcifar report %s",
             *(error, shlex.quote(str(run.directory.path))),
