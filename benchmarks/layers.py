@@ -23,7 +23,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from jaxcifar.core import (
-    conv,  # noqa: E402
+    conv,
     layers,
 )
 from jaxcifar.core.models import create_model  # noqa: E402

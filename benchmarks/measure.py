@@ -1,4 +1,4 @@
-"""Times one task of one program in a process of its own and prints the figures as JSON.
+"""Time one task of one program in a process of its own and print the figures as JSON.
 
 python benchmarks/measure.py jaxcifar train vgg16 float32 --batch-size 100 --steps 5
 """
@@ -8,23 +8,19 @@ import json
 import resource
 import sys
 import time
-from pathlib import Path
+
+from jaxcifar.runtime import memory
 
 START = time.monotonic() - time.process_time()  # about when the process began
+OURS = "jaxcifar" in sys.argv[1:]
+if OURS:
+    memory.share_one_arena()  # before numpy and JAX start threads
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-from jaxcifar.runtime import process as runtime  # noqa: E402
+from programs import PROGRAMS  # noqa: E402
 
 
 def main() -> None:
-    """Warms up with three steps, then times each of ``--steps``."""
-    ours = "jaxcifar" in sys.argv
-    if ours:
-        runtime.prepare()
-        runtime.dispatch_in_turn()
-    from programs import PROGRAMS
-
+    """Warm up with three runs, then time each of ``--steps``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("program", choices=PROGRAMS)
     parser.add_argument("task", choices=("train", "evaluate", "epoch"))
@@ -35,13 +31,17 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=1, help="steps timed at once")
     arguments = parser.parse_args()
 
+    if OURS:  # the other programs must not pay for an import of JAX
+        from jaxcifar.runtime import process
+
+        process.start(use_compile_cache=False)
     run = PROGRAMS[arguments.program](
         arguments.task, arguments.model, arguments.precision, arguments.batch_size
     )
     run(1)
     first_step = time.monotonic() - START
-    if ours:
-        runtime.keep_freed_memory()
+    if OURS:
+        process.keep_freed_memory()
     run(arguments.chunk)
     run(arguments.chunk)
     seconds = []

@@ -25,8 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcifar import data
-from jaxcifar.config import PortConfig
-from jaxcifar.config.commands import VERIFY_IMAGES
+from jaxcifar.config.commands import VERIFY_IMAGES, PortConfig
 from jaxcifar.core.augment import MEAN, STD, normalize
 from jaxcifar.errors import UserError
 from jaxcifar.files import atomic, torch_names, weights

@@ -1,5 +1,6 @@
 """Augmentation and normalization, on the device."""
 
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -18,17 +19,15 @@ CROP_PADDING = 4
 def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> jax.Array:
     """Crop and flip images ``(N, H, W, C)`` at random, as torchvision's transforms do."""
     if augmentation not in get_args(Augmentation):
-        raise ValueError(f"augmentation must be one of {get_args(Augmentation)}: {augmentation!r}")
+        known = ", ".join(get_args(Augmentation))
+        raise ValueError(f"unknown augmentation {augmentation!r}: use one of {known}")
     crop_key, flip_key = jax.random.split(key)
     if augmentation != "none":
-        images = random_crop(crop_key, images)
-    return random_flip(flip_key, images) if augmentation == "crop-flip" else images
-
-
-def random_crop(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Crop each image at a corner drawn uniformly from ``[0, 2 * CROP_PADDING]``."""
-    corners = jax.random.randint(key, (images.shape[0], 2), 0, 2 * CROP_PADDING + 1)
-    return crop(images, corners)
+        corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * CROP_PADDING + 1)
+        images = crop(images, corners)
+    if augmentation == "crop-flip":
+        images = flip(images, jax.random.bernoulli(flip_key, shape=images.shape[:1]))
+    return images
 
 
 def crop(images: jax.Array, corners: jax.Array) -> jax.Array:
@@ -36,27 +35,20 @@ def crop(images: jax.Array, corners: jax.Array) -> jax.Array:
     sides = (CROP_PADDING, CROP_PADDING)
     padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
 
-    def cut(image: jax.Array, corner: jax.Array) -> jax.Array:
-        return lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])
-
-    return jax.vmap(cut)(padded, corners)
-
-
-def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirror each image left to right with probability 1/2."""
-    return flip(images, jax.random.bernoulli(key, shape=images.shape[:1]))
+    starts = jnp.pad(corners, ((0, 0), (0, 1)))  # the channels start at 0
+    return jax.vmap(partial(lax.dynamic_slice, slice_sizes=images.shape[1:]))(padded, starts)
 
 
 def flip(images: jax.Array, mirrored: jax.Array) -> jax.Array:
-    """Mirror image ``i`` where ``mirrored[i]``."""
+    """Mirror image ``i`` left to right where ``mirrored[i]``."""
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
 def normalize(images: jax.Array, dtype: DTypeLike = np.float32) -> jax.Array:
     """Return ``(pixel / 255 - MEAN) / STD`` of uint8 images ``(N, H, W, 3)``.
 
-    The 256 values of each channel are computed in numpy and looked up. That is bit-equal to
-    torch's ``ToTensor`` and ``Normalize``; XLA would turn the divisions into products.
+    The 256 values of each channel are computed in numpy and looked up, which is bit-equal to
+    torch's ``ToTensor`` and ``Normalize``: XLA would turn the divisions into products.
     """
     pixels = np.arange(256, dtype=dtype)[:, None] / np.asarray(255, dtype)
     table = (pixels - np.asarray(MEAN, dtype)) / np.asarray(STD, dtype)

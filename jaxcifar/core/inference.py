@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -10,21 +11,17 @@ from jax.typing import ArrayLike
 
 from jaxcifar.core import sharding
 from jaxcifar.core.augment import normalize
-from jaxcifar.core.dtypes import widen
 from jaxcifar.core.models import INPUT_SHAPE
 from jaxcifar.core.state import TrainState
 
 
+@jax.jit
 def forward(state: TrainState, images: jax.Array) -> jax.Array:
-    """Compute the logits ``(N, classes)`` of one batch of uint8 images ``(N, 32, 32, 3)``.
-
-    Pure. The logits are float32, or float64 for a float64 model.
-    """
+    """Return logits ``(N, classes)``, float32 or wider, of uint8 images ``(N, 32, 32, 3)``."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return widen(state.apply_fn(variables, normalize(images, state.param_dtype), train=False))
-
-
-_forward = jax.jit(forward)
+    images = normalize(images, jax.tree.leaves(state.params)[0].dtype)
+    logits = state.apply_fn(variables, images, train=False)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def logits(
@@ -35,28 +32,18 @@ def logits(
     mesh: Mesh | None = None,
     on_batch: Callable[[int], object] | None = None,
 ) -> np.ndarray:
-    """Compute the logits of any number of images, batch by batch; compiles one program.
+    """Return the logits of any number of images on the host, by one compiled program.
 
-    Args:
-      state: replicated over ``mesh``, if there is one.
-      images: uint8 ``(N, 32, 32, 3)``; with several processes, the same in each.
-      batch_size: an upper limit, rounded up to a multiple of the devices; does not change
-        the result.
-      mesh: devices that share each batch.
-      on_batch: called after each batch with its number of images. Without it, batches are
-        dispatched without waiting for each other.
-
-    Returns:
-      ``(N, classes)`` on the host, in the dtype of ``forward``.
-
-    Raises:
-      ValueError: ``images`` has another shape or dtype.
+    ``state`` is replicated over the devices of ``mesh``, which share each batch; with several
+    processes, each passes the same ``images``. ``batch_size`` is rounded up to a multiple of the
+    devices and does not change the result. ``on_batch`` is called after each batch with its
+    number of images; without it, no batch waits for the one before.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.shape[1:] != INPUT_SHAPE:
         raise ValueError(f"expected uint8 images (N, 32, 32, 3), got {images.dtype} {images.shape}")
     total = len(images)
-    batch_size = min(batch_size, 1 << max(total - 1, 0).bit_length())  # few images: a small batch
+    batch_size = min(batch_size, 1 << max(total - 1, 0).bit_length())  # the next power of 2
     if mesh is not None:
         batch_size += -batch_size % mesh.size
     parts = []
@@ -66,7 +53,7 @@ def logits(
         batch: ArrayLike = np.pad(images[start : start + count], padding)
         if mesh is not None:
             batch = sharding.put(batch, sharding.split(mesh))
-        parts.append(_forward(state, batch))
+        parts.append(forward(state, batch))
         if on_batch is not None:
             jax.block_until_ready(parts[-1])
             on_batch(count)

@@ -1,8 +1,8 @@
-"""ResNet50 cut after layer 4 (after He et al., 2015), with the original program's own turns.
+"""ResNet50 (He et al., 2015) cut after layer 4, as the original program builds it.
 
-Every convolution has a bias, batch norm **and ReLU**, the last of a block and the
-shortcut included; nothing follows the addition; and a block that does not downsample
-always runs ``make_equal_channel``, also where the shapes agree already.
+It differs from the paper: every convolution has a bias, batch norm **and ReLU**, also the last
+of a block and the shortcut; there is no ReLU after the addition; and a block that does not
+downsample always applies ``make_equal_channel``, also where the shapes already agree.
 """
 
 from functools import partial
@@ -13,24 +13,21 @@ import jax.numpy as jnp
 
 from jaxcifar.core.layers import BatchNorm, Conv, Layer, Linear, MaxPool, ReLU, Sequential
 
-xavier_uniform = nn.initializers.xavier_uniform()
-
-# (mid, out, downsample) of each block.
-LAYERS = {
+xavier_uniform = nn.initializers.xavier_uniform()  # of all kernels
+LAYERS = {  # (mid, out, downsample) of each block
     "layer2": ((64, 256, False), (64, 256, False), (64, 256, True)),
     "layer3": ((128, 512, False), (128, 512, False), (128, 512, False), (128, 512, True)),
     "layer4": ((256, 1024, False),) * 6,
 }
 
 
-class Block(nn.Module):
-    """A bottleneck: 1x1 to ``mid``, 3x3, 1x1 to ``out``, plus the shortcut.
+def _unit(features: int, kernel_size: int, *, stride: int = 1, padding: int = 0) -> Layer:
+    conv = partial(Conv, features, kernel_size, stride, padding, kernel_init=xavier_uniform)
+    return partial(Sequential, (conv, BatchNorm, ReLU))
 
-    Attributes:
-      mid: channels inside.
-      out: channels of the result.
-      downsample: halve height and width, by a stride of 2 on the first 1x1.
-    """
+
+class Block(nn.Module):
+    """A bottleneck: 1x1 to ``mid`` channels, 3x3, 1x1 to ``out``, plus the shortcut."""
 
     mid: int
     out: int
@@ -38,7 +35,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        stride = 2 if self.downsample else 1
+        stride = 2 if self.downsample else 1  # on the first 1x1, not on the 3x3
         shortcut = "downsize" if self.downsample else "make_equal_channel"
         layers = (
             _unit(self.mid, 1, stride=stride),
@@ -50,37 +47,18 @@ class Block(nn.Module):
 
 
 class ResNet50Layer4(nn.Module):
-    """``ResNet50_layer4``: a 7x7 stem, eleven bottlenecks, a 2x2 mean and one linear layer.
-
-    All conv and linear weights start xavier-uniform, biases at torch's default.
-
-    Attributes:
-      num_classes: length of the logits.
-      dtype: what is computed in; parameters are float32 or wider.
-    """
+    """A 7x7 stem, thirteen bottlenecks, a 2x2 mean and one linear layer."""
 
     num_classes: int = 10
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Maps normalised images ``(N, 32, 32, 3)`` to logits ``(N, num_classes)``."""
-        x = images.astype(self.dtype)
-        stem = (*_unit_layers(64, 7, stride=2, padding=3), partial(MaxPool, 3, 2, 1))
-        x = Sequential(stem, name="layer1")(x, train=train)
+        """Map normalized images ``(N, 32, 32, 3)`` to logits ``(N, num_classes)``."""
+        conv = partial(Conv, 64, 7, stride=2, padding=3, kernel_init=xavier_uniform)
+        stem = (conv, BatchNorm, ReLU, partial(MaxPool, 3, 2, padding=1))
+        x = Sequential(stem, name="layer1")(images.astype(self.dtype), train=train)
         for name, blocks in LAYERS.items():
             x = Sequential([partial(Block, *block) for block in blocks], name=name)(x, train=train)
         x = jnp.mean(x, axis=(1, 2))
         return Linear(self.num_classes, kernel_init=xavier_uniform, name="fc")(x, train=train)
-
-
-def _unit_layers(
-    features: int, kernel_size: int, *, stride: int = 1, padding: int = 0
-) -> tuple[Layer, ...]:
-    conv = partial(Conv, features, kernel_size, stride, padding, kernel_init=xavier_uniform)
-    return (conv, BatchNorm, ReLU)
-
-
-def _unit(features: int, kernel_size: int, *, stride: int = 1, padding: int = 0) -> Layer:
-    layers = _unit_layers(features, kernel_size, stride=stride, padding=padding)
-    return partial(Sequential, layers)

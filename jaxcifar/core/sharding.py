@@ -1,8 +1,4 @@
-"""Data parallelism: a batch is split over all devices, everything else is replicated.
-
-The programs do not mention devices. XLA splits the work as the batch is split, and sums
-gradients and BatchNorm statistics over all devices.
-"""
+"""Data parallelism: XLA splits the work as a batch is split; everything else is replicated."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """The training state, its optimizer, and how they start."""
 
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -13,16 +13,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar.core.models import INPUT_SHAPE, head
 
+EXAMPLE = np.zeros((1, *INPUT_SHAPE))
+Optimizer: TypeAlias = optax.GradientTransformation
+AdamState: TypeAlias = optax.ScaleByAdamState
+
 
 class TrainState(train_state.TrainState):
     """Flax's ``TrainState`` (``step, params, opt_state``) with BatchNorm's running statistics."""
 
     batch_stats: Any
-
-    @property
-    def param_dtype(self) -> jnp.dtype:
-        """The dtype of the parameters."""
-        return jax.tree.leaves(self.params)[0].dtype
 
 
 # Cached, because jit finds a compiled program only by the identical optimizer and model.
@@ -36,19 +35,16 @@ def make_schedule(learning_rate: float, *, decay_rate: float, decay_steps: int) 
 
 
 @cache
-def make_optimizer(schedule: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+def make_optimizer(schedule: optax.ScalarOrSchedule) -> Optimizer:
     """Return Adam (Kingma and Ba, 2014) with torch's defaults."""
     return optax.adam(schedule, b1=0.9, b2=0.999, eps=1e-8)
 
 
-def create_state(
-    key: jax.Array, model: nn.Module, optimizer: optax.GradientTransformation
-) -> TrainState:
+def create_state(key: jax.Array, model: nn.Module, optimizer: Optimizer) -> TrainState:
     """Return a state at step 0 with parameters drawn from ``key``."""
 
     def init(key: jax.Array) -> TrainState:
-        variables = model.init(key, jnp.zeros((1, *INPUT_SHAPE)), train=False)
-        return state_from(variables, model, optimizer)
+        return state_from(model.init(key, jnp.asarray(EXAMPLE), train=False), model, optimizer)
 
     # jit removes the forward pass; the plain convolutions of "highest" are traced faster.
     with jax.default_matmul_precision("highest"):
@@ -56,51 +52,33 @@ def create_state(
 
 
 def state_from(
-    variables: Any,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    *,
-    adam: optax.ScaleByAdamState | None = None,
+    variables: Any, model: nn.Module, optimizer: Optimizer, *, adam: AdamState | None = None
 ) -> TrainState:
-    """Return a state at step 0 with the given weights.
+    """Return a state at step 0 with copies of ``{"params": ..., "batch_stats": ...}``.
 
-    Args:
-      variables: ``{"params": ..., "batch_stats": ...}``, jax or numpy; copied.
-      model: the network they belong to.
-      optimizer: from ``make_optimizer`` if ``adam`` is not None.
-      adam: moments and count to continue with. The state's ``step``, which selects batches and
-        decays, is 0 all the same, as when a torch program loads its optimizer.
+    ``adam`` has moments and a count to continue with, for an optimizer of ``make_optimizer``. The
+    state's step is 0 all the same, as when a torch program loads its optimizer.
     """
     variables, adam = jax.tree.map(jnp.array, (variables, adam))  # copies: a step donates them
-    state = TrainState.create(
-        apply_fn=model.apply,
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        tx=optimizer,
-    )
+    state = TrainState.create(apply_fn=model.apply, tx=optimizer, **variables)
     if adam is not None:
         state = state.replace(opt_state=(adam, *state.opt_state[1:]))
     return state.replace(step=jnp.zeros((), jnp.int32))
 
 
 def replace_head(
-    key: jax.Array, variables: Any, adam: optax.ScaleByAdamState | None, model: nn.Module
-) -> tuple[dict[str, Any], optax.ScaleByAdamState | None]:
-    """Return weights with the last layer drawn anew for the number of classes of ``model``.
+    key: jax.Array, variables: Any, adam: AdamState | None, model: nn.Module
+) -> tuple[dict[str, Any], AdamState | None]:
+    """Replace the last layer by one drawn from ``key``, with the classes of ``model``.
 
-    Args:
-      key: for the new head.
-      variables: ``{"params": ..., "batch_stats": ...}`` of the same network with any number of
-        classes.
-      adam: moments and count, or None. The head's moments become 0. The others are kept:
-        without them the first step of each weight is as long as the learning rate (where
-        measured, twice the loss after the first epoch at 0.001).
-      model: with the wanted number of classes.
+    ``variables`` belong to the same network with any number of classes. The head's moments in
+    ``adam`` become 0 and the others are kept: without them the first step of each weight is as
+    long as the learning rate (twice the loss after the first epoch, where measured).
     """
     last = head(model)
 
     def draw(key: jax.Array) -> dict[tuple[str, ...], jax.Array]:
-        params = flatten_dict(model.init(key, jnp.zeros((1, *INPUT_SHAPE)), train=False)["params"])
+        params = flatten_dict(model.init(key, jnp.asarray(EXAMPLE), train=False)["params"])
         return {path: leaf for path, leaf in params.items() if path[:-1] == last}
 
     def update(tree: Any, leaves: Any) -> Any:
@@ -116,12 +94,7 @@ def replace_head(
 
 @partial(jax.jit, static_argnames=("examples", "batch_size"))
 def epoch_order(key: jax.Array, epoch: int, *, examples: int, batch_size: int) -> jax.Array:
-    """Draw the batches of an epoch as indices; a function of the key and the epoch alone.
-
-    Returns:
-      int32 ``(examples // batch_size, batch_size)``, a row for each step. The last partial
-      batch is dropped.
-    """
+    """Draw an epoch's batches of indices, int32 ``(steps, batch_size)``; drops a partial one."""
     steps = examples // batch_size
     order = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
     return order[: steps * batch_size].reshape(steps, batch_size)

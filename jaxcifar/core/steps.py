@@ -11,7 +11,6 @@ import optax
 
 from jaxcifar.core.augment import Augmentation, normalize
 from jaxcifar.core.augment import augment as augment_images
-from jaxcifar.core.dtypes import widen
 from jaxcifar.core.state import TrainState
 
 
@@ -25,23 +24,15 @@ class Examples(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """Sums over images, as scalars on the device.
+    """Sums over images, as scalars on the device."""
 
-    Attributes:
-      loss_sum: cross-entropy in nats; float32, or float64 for a float64 model.
-      correct: images whose largest logit is the label's, int32.
-      count: images, int32.
-      nonfinite: updates whose loss was not finite or that were skipped, int32.
-    """
-
-    loss_sum: jax.Array
-    correct: jax.Array
-    count: jax.Array
-    nonfinite: jax.Array
+    loss_sum: jax.Array  # cross-entropy in nats; float32, or float64 for a float64 model
+    correct: jax.Array  # images whose largest logit is the label's, int32
+    count: jax.Array  # images, int32
+    nonfinite: jax.Array  # updates whose loss was not finite or that were skipped, int32
 
     @classmethod
     def zeros(cls) -> Self:
-        """Return the sums over no images."""
         zero = jnp.zeros((), jnp.int32)
         return cls(jnp.zeros(()), zero, zero, zero)
 
@@ -56,25 +47,20 @@ class Metrics:
 def loss_fn(
     params: Any, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, tuple[Metrics, Any]]:
-    """Return the mean cross-entropy in training mode, with metrics and new ``batch_stats``.
+    """Return the mean cross-entropy in training mode; beside it metrics and new ``batch_stats``.
 
-    ``images`` are normalized; ``key`` is for dropout. Differentiate with respect to ``params``:
-    those of ``state`` are ignored.
+    ``images`` are normalized, and ``key`` is for dropout. Differentiate with respect to
+    ``params``: those of ``state`` are ignored.
     """
+    variables = {"params": params, "batch_stats": state.batch_stats}
     logits, updates = state.apply_fn(
-        {"params": params, "batch_stats": state.batch_stats},
-        images,
-        train=True,
-        rngs={"dropout": key},
-        mutable=["batch_stats"],
+        variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
     )
-    losses = optax.softmax_cross_entropy_with_integer_labels(widen(logits), labels)
-    metrics = Metrics(
-        loss_sum=jnp.sum(losses),
-        correct=jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32),
-        count=jnp.asarray(labels.size, jnp.int32),
-        nonfinite=jnp.zeros((), jnp.int32),
-    )
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    losses = optax.softmax_cross_entropy_with_integer_labels(wide, labels)
+    correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
+    zero, count = jnp.zeros((), jnp.int32), jnp.asarray(labels.size, jnp.int32)
+    metrics = Metrics(jnp.sum(losses), correct, count, nonfinite=zero)
     return jnp.mean(losses), (metrics, updates["batch_stats"])
 
 
@@ -89,14 +75,13 @@ def train_step(
     """Return the state after one update, and the metrics of the batch before it.
 
     Pure; jit it with ``donate_argnums=0, static_argnames=("augment", "skip_nonfinite")``. The
-    step's own key is folded from ``key`` and ``state.step``, so pass all steps the same one.
-
-    With ``skip_nonfinite``, a batch whose loss or gradients are not finite changes only
-    ``state.step``, and its metrics count no image.
+    step's own key is folded from ``key`` and ``state.step``, so pass all steps the same one. With
+    ``skip_nonfinite``, a batch whose loss or gradients are not finite changes only ``state.step``,
+    and its metrics count no image.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     images = augment_images(augment_key, batch.images, augment)
-    images = normalize(images, state.param_dtype)
+    images = normalize(images, jax.tree.leaves(state.params)[0].dtype)
     grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(
         state.params, state, images, batch.labels, dropout_key
     )
@@ -124,26 +109,17 @@ def train_steps_at(
 ) -> tuple[TrainState, Metrics]:
     """Run ``train_step`` on the next ``count`` batches and add their metrics to ``totals``.
 
-    Args:
-      state: donated; its ``step`` selects the batch.
-      totals: not donated, so that they can still be read.
-      examples: the whole training set, on the device.
-      order: ``(steps, N)`` indices, as ``epoch_order`` returns them.
-      key: as for ``train_step``.
-      augment: as for ``train_step``.
-      skip_nonfinite: as for ``train_step``.
-      count: steps in one dispatch. Leave it at 1 on a CPU, where XLA's convolution is about 50
-        times slower inside a loop.
+    ``state``, whose ``step`` selects the batch, is donated; ``totals`` can still be read.
+    ``examples`` is the whole training set, on the device, and ``order`` an ``epoch_order``.
+    Leave ``count`` at 1 on a CPU, where XLA's convolution is about 50 times slower in a loop.
     """
 
     def step(carry: tuple[TrainState, Metrics], _: None) -> tuple[tuple[TrainState, Metrics], None]:
         state, totals = carry
         indices = order[state.step % order.shape[0]]
         batch = Examples(examples.images[indices], examples.labels[indices])
-        state, metrics = train_step(
-            state, batch, key, augment=augment, skip_nonfinite=skip_nonfinite
-        )
-        return (state, jax.tree.map(jnp.add, totals, metrics)), None
+        state, sums = train_step(state, batch, key, augment=augment, skip_nonfinite=skip_nonfinite)
+        return (state, jax.tree.map(jnp.add, totals, sums)), None
 
     carry = (state, totals)
     return step(carry, None)[0] if count == 1 else jax.lax.scan(step, carry, length=count)[0]

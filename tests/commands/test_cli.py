@@ -39,6 +39,7 @@ fuzz = settings(
 @pytest.fixture(autouse=True)
 def no_signals(monkeypatch, tmp_path):
     monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(logging.getLogger("jaxcifar"), "propagate", True)  # restored after a test
     monkeypatch.chdir(tmp_path)
 
 

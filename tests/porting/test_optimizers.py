@@ -90,7 +90,7 @@ NUMBERS = {"step": 1, "exp_avg": 0, "exp_avg_sq": 0}
         (hollow_adam() | {"param_groups": "one"}, ""),
         (hollow_adam() | {"param_groups": None}, "no param_groups"),
         (hollow_adam() | {"state": {i: {"step": 1} for i in range(32)}}, "is not Adam"),
-        (hollow_adam() | {"state": {i: NUMBERS for i in range(32)}}, ""),
+        (hollow_adam() | {"state": dict.fromkeys(range(32), NUMBERS)}, ""),
         ([1, 2], "is not the state dict of one optimizer"),
         ({"state": 3}, ""),
     ],

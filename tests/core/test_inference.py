@@ -1,0 +1,62 @@
+"""The batched forward pass covers every image once; ``test_sharding`` compares several devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcifar.core import inference
+from jaxcifar.core.augment import normalize
+from jaxcifar.core.inference import forward, logits
+from jaxcifar.core.state import create_state, make_optimizer
+from tests.core.train_on_devices import Tiny
+
+
+@pytest.fixture(scope="module")
+def state():
+    return create_state(jax.random.key(0), Tiny(), make_optimizer(1e-3))
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 256, (50, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize("batch_size", [7, 50, 64])
+def test_every_image_is_covered_once_by_one_program(state, images, batch_size):
+    programs, counts = forward._cache_size(), []
+    ours = logits(state, images, batch_size=batch_size, on_batch=counts.append)
+    np.testing.assert_array_equal(ours, logits(state, images, batch_size=batch_size))
+    assert forward._cache_size() <= programs + 1
+    assert sum(counts) == 50
+    assert max(counts) <= batch_size
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    expected = np.asarray(state.apply_fn(variables, normalize(jnp.asarray(images)), train=False))
+    assert (ours.shape, ours.dtype) == ((50, 10), np.float32)
+    np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(ours.argmax(1), expected.argmax(1))
+
+
+@pytest.mark.parametrize(("count", "batch"), [(0, 1), (1, 1), (5, 8), (50, 30)])
+def test_few_images_take_a_small_batch(images, count, batch, monkeypatch):
+    shapes = set()
+
+    def record(state, batch):
+        shapes.add(len(batch))
+        return np.zeros((len(batch), 10))
+
+    monkeypatch.setattr(inference, "forward", record)
+    assert logits(None, images[:count], batch_size=30).shape == (count, 10)
+    assert shapes == {batch}
+
+
+def test_images_of_another_shape_or_dtype_are_refused(images):
+    for wrong in (images[0], images[:, :28], images / np.float32(255)):
+        with pytest.raises(ValueError, match=r"expected uint8 images \(N, 32, 32, 3\), got "):
+            logits(None, wrong, batch_size=8)
+
+
+def test_a_bfloat16_network_gives_float32_logits(state):
+    state = state.replace(apply_fn=Tiny(dtype="bfloat16").apply)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
+    assert jax.eval_shape(forward, state, images).dtype == jnp.float32
