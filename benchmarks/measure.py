@@ -1,4 +1,4 @@
-"""Times one task of one program in a process of its own and prints the figures as JSON.
+"""Times one task of one program in a process of its own and prints the results as JSON.
 
 python benchmarks/measure.py jaxcifar train vgg16 float32 --batch-size 100 --steps 5
 """
@@ -8,21 +8,20 @@ import json
 import resource
 import sys
 import time
-from pathlib import Path
 
 START = time.monotonic() - time.process_time()  # about when the process began
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-from jaxcifar.runtime import process as runtime  # noqa: E402
-
 
 def main() -> None:
-    """Warms up with three steps, then times each of ``--steps``."""
+    """Warm up with three steps, then time each of ``--steps``."""
     ours = "jaxcifar" in sys.argv
-    if ours:
-        runtime.prepare()
-        runtime.dispatch_in_turn()
+    if ours:  # as the commands start
+        from jaxcifar.runtime import memory
+
+        memory.share_one_arena()
+        from jaxcifar.runtime import process
+
+        process.start(use_compile_cache=False)
     from programs import PROGRAMS
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -41,7 +40,7 @@ def main() -> None:
     run(1)
     first_step = time.monotonic() - START
     if ours:
-        runtime.keep_freed_memory()
+        process.keep_freed_memory()
     run(arguments.chunk)
     run(arguments.chunk)
     seconds = []
