@@ -1,51 +1,54 @@
-# Each target sets the environment up by itself; a fresh machine needs Python, gcc and make.
+# Each target creates its environment; a fresh machine needs Python, gcc and make.
 PYTHON ?= python3
 VENV ?= .venv
-# The newest release known to have a CPU build for Python 3.11. Empty: the tests against torch skip.
+# The newest release with a CPU build for Python 3.11. If empty, the tests against torch are skipped.
 TORCH ?= torch==2.13.0
 MODEL ?= resnet50_layer4
+# How many tests run at once.
+JOBS ?= 2
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 .PHONY: train torch test test-fast test-distributed lint docs bench torture clean
 
-# Trains on scikit-learn's digits, the offline stand-in for CIFAR-10, and prints the accuracy.
+# A smoke test that works offline: trains on scikit-learn's digits and prints the accuracy.
 train: $(VENV)/.core
-	$(BIN)/python -m jaxcifar.train --dataset digits --model $(MODEL) \
+	$(BIN)/jaxcifar train --dataset digits --model $(MODEL) \
 	    --epochs 8 --decay-epochs 6 $(DIGITS_$(MODEL))
 
-# Thirteen layers without batch norm start slowly at 0.001 and on few steps an epoch.
+# Without batch norm VGG16 learns slowly at 0.001 and with few steps per epoch.
 DIGITS_vgg16 := --batch-size 32 --learning-rate 3e-4
 
-# What the port needs to read torch's files and to compare; training does not.
+# The port reads torch's files and compares with torch; training does not need it.
 torch: $(VENV)/.core
 	$(BIN)/python -m pip install --quiet $(TORCH)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow and not torture"
 
-# Two processes with two devices each against one; part of make test, too.
+# Compares two processes of two devices each with one process; make test includes it.
 test-distributed: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_distributed.py
+	$(BIN)/python -m pytest tests/commands/test_distributed.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The site, in site/; a warning is an error. The variable silences a banner.
+# Builds the site in site/; warnings are errors. The variable silences a banner.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# More than an hour; leave the machine alone meanwhile.
+# Takes more than an hour; keep the machine idle meanwhile.
 bench: torch
 	$(BIN)/python benchmarks/bench.py
 
-# Kills a run at random moments, twenty times; about a quarter of an hour.
-torture: $(VENV)/.core
-	$(BIN)/python tests/torture.py
+# Kills runs at twenty random moments; takes about a quarter of an hour.
+torture: $(VENV)/.dev
+	$(BIN)/python -m pytest -s -m torture
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,10 +1,9 @@
-"""jaxcifar against torch, side by side: ``make bench``.
+"""Compare jaxcifar with torch and with a stock Flax port: ``make bench``.
 
-Each figure is measured in processes of its own, the programs in turn, ``--rounds`` times; a
-cell is the median (fastest-slowest) over all steps of all rounds, in seconds. The ratio is
-the faster torch / jaxcifar: above 1 we are faster. Memory is ours / torch's at the peak. Our
-processes find their programs compiled, in a cache that an uncounted run fills. Leave the machine
-alone.
+Each program runs in its own process, in turn, for ``--rounds`` rounds. A cell is the median
+(fastest-slowest) over all steps of all rounds, in seconds. The ratio is the time of the faster
+torch program over ours: above 1 we are faster. Memory is our peak over torch's. Compiled
+programs are cached by a run that is not counted. Keep the machine idle.
 """
 
 import argparse
@@ -37,7 +36,7 @@ ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
 
 
 def measure(program: str, task: str, model: str, precision: str, **options: Any) -> dict[str, Any]:
-    """Runs ``measure.py``; what fails gives an empty dict and a line on stderr."""
+    """Return what ``measure.py`` prints; if it fails, an empty dict, with a line on stderr."""
     command = [sys.executable, str(MEASURE), program, task, model, precision]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
@@ -52,7 +51,7 @@ def measure(program: str, task: str, model: str, precision: str, **options: Any)
 def collect(
     rounds: int, steps: int, chunk: int, models: tuple[str, ...]
 ) -> Iterator[list[dict[str, Any]]]:
-    """The figures of one row after the other; the programs take turns."""
+    """Yield the figures of one row after the other."""
     for model in models:
         for task, precision, batch_size, programs in ROWS:
             figures: dict[str, list[dict[str, Any]]] = {program: [] for program in programs}
@@ -61,8 +60,8 @@ def collect(
                 for program in programs:
                     count = 1 if program == STOCK or batch_size > 256 else steps
                     options = {"steps": count, "chunk": chunk, "batch_size": batch_size}
-                    if done := measure(program, task, model, precision, **options):
-                        figures[program].append(done)
+                    if measured := measure(program, task, model, precision, **options):
+                        figures[program].append(measured)
             row = []
             for program, runs in figures.items():
                 if runs:
@@ -86,7 +85,7 @@ def collect(
 
 
 def line(row: list[dict[str, Any]]) -> str:
-    """Median (fastest to slowest) seconds of each program, and what they say of ours."""
+    """Return a row of the table."""
     if not row:
         return "nothing could be measured"
     cells = {cell["program"]: cell for cell in row}
@@ -98,16 +97,16 @@ def line(row: list[dict[str, Any]]) -> str:
             else " " * 21
         )
     if TORCH in cells and OURS in cells:
-        theirs = min(cells[p]["seconds"] for p in (TORCH, COMPILED) if p in cells)
+        torch_seconds = min(cells[p]["seconds"] for p in (TORCH, COMPILED) if p in cells)
         ours = cells[OURS]
         memory = ours["peak_bytes"] / cells[TORCH]["peak_bytes"]
-        text += f" {theirs / ours['seconds']:6.2f} {ours['images_per_second']:8.0f}"
+        text += f" {torch_seconds / ours['seconds']:6.2f} {ours['images_per_second']:8.0f}"
         text += f" {memory:7.2f} {ours['first_step']:7.1f} s"
     return text
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return the processor and the versions."""
     processor = platform.processor() or platform.machine()
     for entry in Path("/proc/cpuinfo").read_text().splitlines():
         if entry.startswith("model name"):
@@ -121,7 +120,7 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints the table and writes the JSON file."""
+    """Print the table and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)

@@ -1,4 +1,4 @@
-"""Times one task of one program in a process of its own and prints the results as JSON.
+"""Time one task of one program in a process of its own and print the figures as JSON.
 
 python benchmarks/measure.py jaxcifar train vgg16 float32 --batch-size 100 --steps 5
 """
@@ -9,21 +9,18 @@ import resource
 import sys
 import time
 
+from jaxcifar.runtime import memory
+
 START = time.monotonic() - time.process_time()  # about when the process began
+OURS = "jaxcifar" in sys.argv[1:]
+if OURS:
+    memory.share_one_arena()  # before numpy and JAX start threads
+
+from programs import PROGRAMS  # noqa: E402
 
 
 def main() -> None:
-    """Warm up with three steps, then time each of ``--steps``."""
-    ours = "jaxcifar" in sys.argv
-    if ours:  # as the commands start
-        from jaxcifar.runtime import memory
-
-        memory.share_one_arena()
-        from jaxcifar.runtime import process
-
-        process.start(use_compile_cache=False)
-    from programs import PROGRAMS
-
+    """Warm up with three runs, then time each of ``--steps``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("program", choices=PROGRAMS)
     parser.add_argument("task", choices=("train", "evaluate", "epoch"))
@@ -34,12 +31,16 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=1, help="steps timed at once")
     arguments = parser.parse_args()
 
+    if OURS:  # the other programs must not pay for an import of JAX
+        from jaxcifar.runtime import process
+
+        process.start(use_compile_cache=False)
     run = PROGRAMS[arguments.program](
         arguments.task, arguments.model, arguments.precision, arguments.batch_size
     )
     run(1)
     first_step = time.monotonic() - START
-    if ours:
+    if OURS:
         process.keep_freed_memory()
     run(arguments.chunk)
     run(arguments.chunk)

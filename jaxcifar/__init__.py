@@ -3,7 +3,7 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from jaxcifar.config import TrainConfig
+    from jaxcifar.config.train import TrainConfig
     from jaxcifar.core.inference import logits
     from jaxcifar.core.models import create_model
     from jaxcifar.core.state import TrainState, create_state

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn, get_origin
 from tqdm import tqdm
 
 import jaxcifar
-from jaxcifar import config as configs
+from jaxcifar.config import commands
 from jaxcifar.config.options import (
     REQUIRED,
     Options,
@@ -21,6 +21,7 @@ from jaxcifar.config.options import (
     fraction,
     show,
 )
+from jaxcifar.config.train import TrainConfig
 from jaxcifar.errors import UserError, one_line
 from jaxcifar.runtime import memory
 
@@ -34,19 +35,12 @@ class Command(NamedTuple):
 
 # Each is the function ``main`` of the module of its name, imported when it runs.
 COMMANDS = {
-    "train": Command(
-        configs.TrainConfig, "Train a network and print its accuracy on the test images."
-    ),
-    "evaluate": Command(configs.EvaluateConfig, "Print how good weights are on the test images."),
-    "predict": Command(configs.PredictConfig, "Print the most likely classes of images."),
-    "report": Command(configs.ReportConfig, "Make a page with the scores and curves of runs."),
-    "export": Command(
-        configs.ExportConfig, "Write weights for torch, for safetensors, or as a StableHLO program."
-    ),
-    "port": Command(
-        configs.PortConfig,
-        "Convert weights between torch and Flax, and compare every layer's output.",
-    ),
+    "train": Command(TrainConfig, "Train a network and print its test accuracy."),
+    "evaluate": Command(commands.EvaluateConfig, "Print how good weights are on test images."),
+    "predict": Command(commands.PredictConfig, "Print the most likely classes of images."),
+    "report": Command(commands.ReportConfig, "Make a page with the scores and curves of runs."),
+    "export": Command(commands.ExportConfig, "Write weights for torch, safetensors or plain JAX."),
+    "port": Command(commands.PortConfig, "Convert weights from or to torch, and verify them."),
 }
 
 
@@ -58,16 +52,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     memory.share_one_arena()
     signal.signal(signal.SIGTERM, _interrupt)
     logging.getLogger("jaxcifar").propagate = False  # other libraries have handlers of their own
-    words = list(sys.argv[1:] if argv is None else argv)
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        code = call(words[0], words[1:]) if words else call("--help", [])
+        sys.exit(call(name, rest) or 0)
     except (UserError, OSError) as error:
-        name = f"jaxcifar {words[0]}" if words and words[0] in COMMANDS else "jaxcifar"
-        print(f"{name}: error: {one_line(str(error))}", file=sys.stderr)
+        prog = f"jaxcifar {name}" if name in COMMANDS else "jaxcifar"
+        print(f"{prog}: error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
-    sys.exit(code or 0)
 
 
 def run(name: str) -> NoReturn:
@@ -78,19 +71,23 @@ def run(name: str) -> NoReturn:
 def call(name: str, argv: Sequence[str]) -> int | None:
     """Run a command in this process and return its exit code; errors are raised."""
     if name not in COMMANDS:
-        _parser().parse_args([name])
+        parser = _Parser(prog="jaxcifar", description=jaxcifar.__doc__)
+        version = f"jaxcifar {jaxcifar.__version__}"
+        parser.add_argument("--version", action="version", version=version)
+        subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+        for each, command in COMMANDS.items():
+            subparsers.add_parser(each, help=command.description)
+        parser.parse_args([name])
     options = COMMANDS[name].options.from_flags(parse(name, argv))
-    _log_to_stderr()
+    logger = logging.getLogger("jaxcifar")
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler())
+    logger.setLevel(logging.INFO)
     return importlib.import_module(f"jaxcifar.{name}").main(options)
 
 
 def parse(name: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Return the values of the flags given for a command, and no others.
-
-    Raises:
-      UserError: an unknown flag, or a value that cannot be read.
-      SystemExit: after ``--help``.
-    """
+    """Return the values of the flags given for a command, and no others."""
     command = COMMANDS[name]
     parser = make_parser(command.options, f"jaxcifar {name}", command.description)
     return vars(parser.parse_args(argv))
@@ -106,28 +103,27 @@ def make_parser(options: type[Options], prog: str, description: str) -> argparse
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
     )
     for field, kind in fields_with_types(options):
-        text = field.metadata["help"].replace("%", "%%")
+        text, name = field.metadata["help"].replace("%", "%%"), flag(field.name)
         if kind is bool:  # a flag for what is not the default
-            name = flag(f"no_{field.name}" if field.default else field.name)
+            name = flag(f"no_{field.name}") if field.default else name
             action = "store_false" if field.default else "store_true"
             parser.add_argument(name, dest=field.name, action=action, help=text)
             continue
-        required = field.default is REQUIRED
-        if field.default is not None and not required:
-            text += f" (default: {show(field.default)})"
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"metavar": field.metadata["metavar"]}
         if kind in (int, float):
             values = {"type": int if kind is int else fraction, "metavar": "N"}
         elif choices(kind):
             values = {"choices": choices(kind)}
-        else:
-            values = {"metavar": field.metadata["metavar"]}
         if field.metadata["positional"]:
             if get_origin(kind) is tuple:  # one or more
                 values["nargs"] = "+"
             parser.add_argument(field.name, help=text, **{**values, "metavar": field.name.upper()})
-        else:
-            parser.add_argument(flag(field.name), required=required, help=text, **values)
+            continue
+        if field.default is REQUIRED:
+            values["required"] = True
+        elif field.default is not None:
+            text += f" (default: {show(field.default)})"
+        parser.add_argument(name, help=text, **values)
     return parser
 
 
@@ -142,22 +138,6 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         warning = "Warning: " if record.levelno >= logging.WARNING else ""
         tqdm.write(f"{warning}{record.getMessage()}", file=sys.stderr)
-
-
-def _log_to_stderr() -> None:
-    logger = logging.getLogger("jaxcifar")
-    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
-        logger.addHandler(_StderrHandler())
-    logger.setLevel(logging.INFO)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="jaxcifar", description=jaxcifar.__doc__)
-    parser.add_argument("--version", action="version", version=f"jaxcifar {jaxcifar.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        commands.add_parser(name, help=command.description)
-    return parser
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

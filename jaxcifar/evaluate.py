@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxcifar import data
-from jaxcifar.config import EvaluateConfig
+from jaxcifar.config.commands import EvaluateConfig
 from jaxcifar.core import inference, sharding
 from jaxcifar.core.state import TrainState
 from jaxcifar.core.steps import Examples

@@ -10,8 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxcifar.config import ExportConfig
-from jaxcifar.config.commands import PLATFORMS
+from jaxcifar.config.commands import PLATFORMS, ExportConfig
 from jaxcifar.core import inference
 from jaxcifar.core.models import INPUT_SHAPE
 from jaxcifar.errors import UserError
@@ -39,8 +38,8 @@ def to_stablehlo(source: weights.Weights) -> bytearray:
 
 def main(config: ExportConfig) -> None:
     """Run the command; bad input writes nothing."""
-    if not jax.config.jax_platforms:  # so that the program is the same everywhere
-        jax.config.update("jax_platforms", "cpu")
+    if not jax.config.jax_platforms:  # type: ignore[attr-defined]
+        jax.config.update("jax_platforms", "cpu")  # so that the program is the same everywhere
     target = Path(config.output)
     atomic.check_output(target, source=Path(config.checkpoint), force=config.force)
     kind = "stablehlo" if target.suffix == ".stablehlo" else weights.format_of(target)

@@ -5,6 +5,7 @@ if __name__ == "__main__":  # python -m jaxcifar.predict
 
     cli.run("predict")
 
+import functools
 import io
 import json
 import logging
@@ -17,13 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 from scipy.special import softmax
 
-from jaxcifar.config import PredictConfig
+from jaxcifar.config.commands import PredictConfig
 from jaxcifar.core import inference, sharding
 from jaxcifar.core.state import TrainState
 from jaxcifar.data import cifar
 from jaxcifar.data import images as files
 from jaxcifar.errors import UserError, one_line
-from jaxcifar.files.weights import Weights, load
+from jaxcifar.files import weights
+from jaxcifar.reporting.scores import check_finite
 from jaxcifar.runtime import process
 
 log = logging.getLogger(__name__)
@@ -40,38 +42,32 @@ def predict(
 def main(config: PredictConfig) -> int:
     """Run the command; return 1 if a file could not be read."""
     process.start(use_compile_cache=config.compile_cache)
-    loaded = load(config.checkpoint, ema=config.ema)
+    loaded = weights.load(config.checkpoint, ema=config.ema)
     class_names = _class_names(config.checkpoint, loaded)
     mesh = sharding.make_mesh()
     state = sharding.put(loaded.state(), sharding.replicated(mesh))
-    names = [Path(name) for name in config.image]
-    paths = [path for each in names for path in (each.is_dir() and files.below(each)) or [each]]
+    inputs = [Path(name) for name in config.image]
+    paths = [path for each in inputs for path in (each.is_dir() and files.below(each)) or [each]]
     # One array for all batches, so that a smaller last one is not compiled again.
     batch = np.zeros((min(config.batch_size, len(paths)), *files.SIZE, 3), np.uint8)
+    log_once = functools.cache(log.info)
     results: list[dict[str, Any]] = []
-    converted = False
     for start in range(0, len(paths), len(batch)):
         read: list[str] = []
         for path in paths[start : start + len(batch)]:
             try:
-                batch[len(read)], other = _read(path)
+                batch[len(read)], converted = _read(path)
             except (UserError, OSError) as error:
                 results.append({"image": str(path), "error": one_line(str(error))})
                 log.warning("%s; skipped", results[-1]["error"])
                 continue
-            if other and not converted:
-                log.info("images of other sizes or modes are converted to 32x32 RGB")
-            converted |= other
+            if converted:
+                log_once("images of other sizes or modes are converted to 32x32 RGB")
             read.append(str(path))
         if not read:
             continue
-        probabilities = predict(state, batch, batch_size=len(batch), mesh=mesh)
-        process.keep_freed_memory()
-        if not np.isfinite(probabilities).all():
-            raise UserError(
-                f"the probabilities of {config.checkpoint} are not finite: training diverged; use"
-                " an earlier checkpoint"
-            )
+        probabilities = predict(state, batch, batch_size=config.batch_size, mesh=mesh)
+        check_finite(probabilities[: len(read)])
         for image, row in zip(read, probabilities.tolist(), strict=False):
             order = np.argsort(np.negative(row), kind="stable")[: config.top].tolist()
             top = [{"class": class_names[i], "index": i, "probability": row[i]} for i in order]
@@ -79,13 +75,14 @@ def main(config: PredictConfig) -> int:
             if not config.json:
                 shares = ", ".join(f"{class_names[i]} {100 * row[i]:.1f} %" for i in order)
                 print(f"{one_line(image)}: {shares}", flush=True)
+        process.keep_freed_memory()
     if config.json:
         document = {"checkpoint": config.checkpoint, "model": loaded.model, "images": results}
         print(json.dumps(document, indent=2))
     return int(any("error" in result for result in results))
 
 
-def _class_names(source: str, loaded: Weights) -> Sequence[str]:
+def _class_names(source: str, loaded: weights.Weights) -> Sequence[str]:
     if loaded.class_names is not None:
         return loaded.class_names
     if loaded.num_classes == len(cifar.CLASS_NAMES) and loaded.dataset in (None, "cifar10"):

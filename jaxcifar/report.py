@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxcifar.config import ReportConfig
+from jaxcifar.config.commands import ReportConfig
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import evaluate
 from jaxcifar.files.run import RunDirectory
@@ -22,13 +22,10 @@ log = logging.getLogger(__name__)
 def make_report(
     paths: Sequence[str | Path], output: Path | None = None, *, data_dir: str | None = None
 ) -> Path:
-    """Write a page about run directories, by default to ``PATH/report``; return its path.
+    """Write a page about run directories, and return its path.
 
-    A run is evaluated again if its saved test outputs are missing or older than its last
-    checkpoint; ``data_dir`` is where its data is.
-
-    Raises:
-      UserError: a directory is no run, or has no checkpoint.
+    ``output`` is a directory, by default the run's ``report``. A run is evaluated again, on data
+    in ``data_dir``, if its saved test outputs are missing or older than its last checkpoint.
     """
     runs = [RunDirectory(Path(path)) for path in paths]
     return page.write_report(runs, [_test_outputs(run, data_dir) for run in runs], output)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxcifar import report
-from jaxcifar.config import TrainConfig
+from jaxcifar.config.train import TrainConfig
 from jaxcifar.core.state import TrainState
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import test_logits
@@ -32,30 +32,20 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What a run leaves.
-
-    Attributes:
-      workdir: the run directory.
-      records: the content of ``metrics.jsonl``.
-      test_accuracy: of the final state, from 0 to 1.
-      state: the final state.
-    """
+    """What a run leaves."""
 
     workdir: Path
-    records: list[dict[str, Any]]
-    test_accuracy: float
+    records: list[dict[str, Any]]  # of metrics.jsonl
+    test_accuracy: float  # of the final state, from 0 to 1
     state: TrainState
 
 
 def train_and_evaluate(config: TrainConfig) -> History:
     """Train as configured and evaluate on the test images.
 
-    SIGINT and SIGTERM save a checkpoint between two steps and print the resume command.
-
-    Raises:
-      UserError: the configuration does not fit the data, the devices or the run directory, or the
-        loss is not finite.
-      KeyboardInterrupt: after a signal, with its number as argument.
+    SIGINT and SIGTERM save a checkpoint between two steps and raise ``KeyboardInterrupt``. Raises
+    ``UserError`` if the options do not fit the data, the devices or the run directory, or the loss
+    is not finite.
     """
     process.start(use_compile_cache=config.compile_cache)
     if config.coordinator is not None:

@@ -32,13 +32,11 @@ class EvaluateConfig(WeightsOptions):
     dataset: str | None = option(
         None,
         f"the test images, one of {DATASETS} (default: the run's own, else cifar10)",
-        range=DATASET,
+        DATASET,
         metavar="NAME",
     )
     data_dir: str | None = option(None, "where the data is, as for jaxcifar train")
-    batch_size: int = option(
-        500, "images per forward pass; does not change the result", range=POSITIVE
-    )
+    batch_size: int = option(500, "images per forward pass; does not change the result", POSITIVE)
     json: bool = option(False, "print one JSON document instead")
     compile_cache: bool = _compile_cache()
 
@@ -53,10 +51,8 @@ class PredictConfig(WeightsOptions):
         " - for an image on stdin; each is converted to 32x32 RGB",
         positional=True,
     )
-    top: int = option(3, "how many classes to print per image, most likely first", range=POSITIVE)
-    batch_size: int = option(
-        100, "images per forward pass; does not change the result", range=POSITIVE
-    )
+    top: int = option(3, "how many classes to print per image, most likely first", POSITIVE)
+    batch_size: int = option(100, "images per forward pass; does not change the result", POSITIVE)
     json: bool = option(False, "print one JSON document instead of lines")
     compile_cache: bool = _compile_cache()
 

@@ -4,8 +4,8 @@ import dataclasses
 import shlex
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 from jaxcifar.errors import UserError
 
@@ -26,53 +26,29 @@ POSITIVE = Range("at least 1", lambda value: value >= 1)
 def option(
     default: Any,
     help: str,
-    *,
     range: Range | None = None,
-    may_change: bool = False,
-    of_process: bool = False,
+    *,
     positional: bool = False,
     metavar: str = "PATH",
 ) -> Any:
-    """A field with its help.
-
-    Args:
-      default: ``REQUIRED``, or the value without the flag.
-      help: shown by ``--help``.
-      range: checked unless the value is None.
-      may_change: a resumed run may set it to another value.
-      of_process: belongs to one process of a run and is not saved.
-      positional: given by its place on the command line, without a flag.
-      metavar: the value's name in ``--help``, for texts.
-    """
-    metadata = {
-        "help": help,
-        "range": range,
-        "may_change": may_change or of_process,
-        "of_process": of_process,
-        "positional": positional,
-        "metavar": metavar,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+    """Return a dataclass field with its help; a value of None is not checked."""
+    return dataclasses.field(default=default, metadata=locals())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The base of every command's options.
-
-    Raises:
-      UserError: a value has the wrong type or is out of range.
-    """
+    """The base of every command's options; a wrong value raises ``UserError``."""
 
     def __post_init__(self) -> None:
-        for field, hint in fields_with_types(type(self)):
-            value, optional = getattr(self, field.name), field.default is None
-            if hint is float and type(value) is int:
+        for field, kind in fields_with_types(type(self)):
+            value, limits = getattr(self, field.name), field.metadata["range"]
+            if kind is float and type(value) is int:
                 object.__setattr__(self, field.name, float(value))
-            if value is None and optional:
+            elif value is None and field.default is None:
                 continue
-            if not _is_instance(value, hint):
-                self.reject(field.name, _describe(hint))
-            limits = field.metadata["range"]
+            elif not _is_instance(value, kind):
+                names = ", ".join(choices(kind))
+                self.reject(field.name, f"one of {names}" if names else KINDS.get(kind, "a list"))
             if limits and not limits.contains(value):
                 self.reject(field.name, limits.description)
 
@@ -86,23 +62,15 @@ class Options:
         return cls(**flags)
 
 
-def fields_with_types(options: type) -> list[tuple[dataclasses.Field[Any], Any]]:
-    """Return each field with its type; of ``T | None`` the ``T``."""
-    hints = get_type_hints(options)
-    return [(field, _without_none(hints[field.name])) for field in dataclasses.fields(options)]
-
-
 def command_line(options: Options, prog: str = "jaxcifar train") -> str:
     """Return the command with these options, quoted for a shell: the inverse of ``cli.parse``."""
     words = prog.split()
     for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            words.append(flag(field.name if value else f"no_{field.name}"))
-        else:
-            text, name = show(value), flag(field.name)
+        value, name = getattr(options, field.name), flag(field.name)
+        if isinstance(value, bool) and value != field.default:
+            words.append(name if value else flag(f"no_{field.name}"))
+        elif value != field.default:
+            text = show(value)
             words += [f"{name}={text}"] if text.startswith("-") else [name, text]
     return shlex.join(words)
 
@@ -120,32 +88,30 @@ def flag(name: str) -> str:
 def fraction(text: str) -> float:
     """Read a number that may be a fraction: ``0.5``, ``1e-3``, ``1/3``."""
     try:
-        return float(text)
-    except ValueError:
-        try:
-            return float(Fraction(text))
-        except (ValueError, ZeroDivisionError, OverflowError):
-            raise ValueError(f"not a number: {text!r}") from None
+        return float(Fraction(text) if "/" in text else text)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ValueError(f"not a number: {text!r}") from None
 
 
-def choices(hint: Any) -> tuple[str, ...]:
+def fields_with_types(options: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+    """Return each field with its type; of ``T | None`` the ``T``."""
+    hints = get_type_hints(options)
+    return [(field, _without_none(hints[field.name])) for field in dataclasses.fields(options)]
+
+
+def choices(kind: Any) -> tuple[str, ...]:
     """Return the values of a ``Literal``; none for any other type."""
-    return get_args(hint) if get_origin(hint) is Literal else ()
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def _without_none(hint: Any) -> Any:
-    if get_origin(hint) not in (Union, UnionType):
-        return hint
-    return next(kind for kind in get_args(hint) if kind is not NoneType)
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+    return kinds[0] if NoneType in get_args(hint) else hint
 
 
-def _is_instance(value: Any, hint: Any) -> bool:
-    if choices(hint):
-        return value in choices(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(value, list | tuple)
-    return type(value) is int if hint is int else isinstance(value, hint)  # a bool is no count
-
-
-def _describe(hint: Any) -> str:
-    return f"one of {', '.join(choices(hint))}" if choices(hint) else KINDS.get(hint, "a list")
+def _is_instance(value: Any, kind: Any) -> bool:
+    if choices(kind):
+        return value in choices(kind)
+    if kind is int:
+        return type(value) is int  # a bool is no count
+    return isinstance(value, list | tuple if get_origin(kind) is tuple else kind)

@@ -32,41 +32,37 @@ def folder_path(dataset: str) -> Path:
     return Path(os.path.expanduser(dataset.removeprefix(FOLDER_PREFIX)))
 
 
+# What a resumed run may change, and what belongs to one process of a run and is not saved.
+MAY_CHANGE = {
+    *("data_dir", "workdir", "resume", "epochs", "compile_cache", "on_nonfinite", "report"),
+    *("log_every", "checkpoint_every", "keep"),
+}
+OF_PROCESS = ("coordinator", "num_processes", "process_id")
 DATASET = Range(f"one of {DATASETS}", is_dataset)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Options):
-    """Everything that decides a run.
-
-    Raises:
-      UserError: a value has the wrong type or is out of range.
-    """
+    """Everything that decides a run; a wrong value raises ``UserError``."""
 
     model: ModelName = option("vgg16", "the network")
     dataset: str = option(
         "cifar10",
-        f"the data, one of {DATASETS}; digits comes with scikit-learn and needs no network; a"
-        " folder holds images of any size in PATH/train/CLASS and PATH/test/CLASS",
-        range=DATASET,
+        f"the data, one of {DATASETS}; digits needs no network; a folder holds images of any size"
+        " in PATH/train/CLASS and PATH/test/CLASS",
+        DATASET,
         metavar="NAME",
     )
     data_dir: str | None = option(
         None,
         "where the data is or will be downloaded to: a TFDS directory, or one that holds a CIFAR"
         " archive or its unpacked folder (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
-        may_change=True,
     )
-    workdir: str | None = option(
-        None,
-        "the run directory, for checkpoints and logs (default: runs/DATASET-MODEL-TIME)",
-        may_change=True,
-    )
+    workdir: str | None = option(None, "the run directory (default: runs/DATASET-MODEL-TIME)")
     resume: bool = option(
         False,
         "continue the run in --workdir from its last checkpoint, with its saved options; only"
         " --epochs and the options for logging and checkpoints can change",
-        may_change=True,
     )
     init_from: str | None = option(
         None,
@@ -75,43 +71,38 @@ class TrainConfig(Options):
         " layer is reinitialised if the number of classes differs",
     )
     ema: bool = option(False, "use the exponential moving average in the torch file of --init-from")
-    epochs: int = option(1, "passes over the training images", range=POSITIVE, may_change=True)
+    epochs: int = option(1, "passes over the training images", POSITIVE)
     batch_size: int = option(
-        100,
-        "images per step; the last partial batch of each epoch is dropped",
-        range=POSITIVE,
+        100, "images per step; the last partial batch of each epoch is dropped", POSITIVE
     )
     learning_rate: float | None = option(
         None,
         "Adam's initial learning rate (default: 0.001, or the last one of the torch optimizer in"
         " --init-from)",
-        range=Range("a positive number", lambda value: 0 < value < math.inf),
+        Range("a positive number", lambda value: 0 < value < math.inf),
     )
     decay_rate: float = option(
         1 / 3,
-        "factor on the learning rate at each decay; takes fractions such as 1/3 (1: no decay)",
-        range=Range("above 0 and at most 1", lambda value: 0 < value <= 1),
+        "factor on the learning rate at each decay, also as a fraction (1: no decay)",
+        Range("above 0 and at most 1", lambda value: 0 < value <= 1),
     )
     decay_epochs: int = option(
         20,
-        "epochs between two decays (the original's code decays every 20th epoch, its report"
-        " says every epoch: --decay-epochs 1)",
-        range=POSITIVE,
+        "epochs between two decays (the original's code decays every 20th epoch, its report says"
+        " every epoch: --decay-epochs 1)",
+        POSITIVE,
     )
-    dropout_rate: float = option(
-        0.5, "dropout before VGG's linear layers; the ResNet has none", range=SHARE
-    )
+    dropout_rate: float = option(0.5, "dropout before VGG's linear layers", SHARE)
     augment: Literal["auto", "crop-flip", "crop", "none"] = option(
         "auto",
-        "random crop (4 pixels of zero padding) and horizontal flip; auto: crop-flip for cifar10"
-        " and cifar100, none for digits, crop for a folder, because a mirrored letter or sign can"
-        " change meaning",
+        "random crop (4 pixels of zero padding) and horizontal flip; auto: crop-flip for CIFAR,"
+        " none for digits, crop for a folder, because a mirrored letter or sign can change meaning",
     )
     val_fraction: float = option(
         0.0,
-        "share of the training images held out for validation, the same ones for every seed; the"
+        "share of the training images held out for validation, the same for every seed; the"
         " checkpoint with the best validation accuracy is kept, too",
-        range=SHARE,
+        SHARE,
     )
     precision: Literal["float32", "bfloat16"] = option(
         "float32",
@@ -121,41 +112,32 @@ class TrainConfig(Options):
     seed: int = option(
         0,
         "seeds the weights, the order of the images, crops, flips and dropout",
-        range=Range("between 0 and 4294967295", lambda value: 0 <= value < 2**32),
+        Range("between 0 and 4294967295", lambda value: 0 <= value < 2**32),
     )
     compile_cache: bool = option(
-        True, "do not keep compiled programs in the user's cache directory", may_change=True
+        True, "do not keep compiled programs in the user's cache directory"
     )
     on_nonfinite: Literal["stop", "skip"] = option(
         "stop",
         "when a loss is not finite: stop, or skip (and count) the updates whose loss or gradients"
         " are not finite",
-        may_change=True,
     )
     coordinator: str | None = option(
         None,
         "for training with several processes: HOST:PORT of process 0, the same for all; auto"
         " takes this and the next two from Slurm, Kubernetes, Open MPI or the TPU",
-        of_process=True,
         metavar="HOST:PORT",
     )
-    num_processes: int | None = option(
-        None, "how many processes train together", range=POSITIVE, of_process=True
-    )
-    process_id: int | None = option(None, "the index of this process, from 0", of_process=True)
-    report: bool = option(True, "do not write a report to WORKDIR/report", may_change=True)
-    log_every: int = option(
-        100, "steps between two lines about the loss", range=POSITIVE, may_change=True
-    )
+    num_processes: int | None = option(None, "their number", POSITIVE)
+    process_id: int | None = option(None, "the index of this one, from 0")
+    report: bool = option(True, "do not write a report to WORKDIR/report")
+    log_every: int = option(100, "steps between two reported losses", POSITIVE)
     checkpoint_every: int = option(
         0,
         "steps between two checkpoints, in addition to one after each epoch (0: none)",
-        range=Range("0 or more", lambda value: value >= 0),
-        may_change=True,
+        Range("0 or more", lambda value: value >= 0),
     )
-    keep: int = option(
-        3, "how many of the last checkpoints to keep", range=POSITIVE, may_change=True
-    )
+    keep: int = option(3, "how many of the last checkpoints to keep", POSITIVE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -167,21 +149,14 @@ class TrainConfig(Options):
 
     def _check_processes(self) -> None:
         numbers = (self.num_processes, self.process_id)
-        if self.coordinator in (None, "auto"):
-            if numbers != (None, None):
-                raise UserError(
-                    "--coordinator HOST:PORT, --num-processes and --process-id go together"
-                )
-            return
+        by_hand = self.coordinator not in (None, "auto")
+        if (None in numbers) if by_hand else (numbers != (None, None)):
+            raise UserError("--coordinator HOST:PORT needs --num-processes and --process-id")
         host, _, port = str(self.coordinator).rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        if by_hand and not (host and port.isdecimal() and 0 < int(port) < 65536):
             self.reject("coordinator", "HOST:PORT or auto")
-        if self.num_processes is None or self.process_id is None:
-            raise UserError(
-                f"--coordinator {self.coordinator} needs --num-processes and --process-id"
-            )
-        if not 0 <= self.process_id < self.num_processes:
-            self.reject("process_id", f"from 0 to {self.num_processes - 1}")
+        if by_hand and not 0 <= int(str(self.process_id)) < int(str(self.num_processes)):
+            self.reject("process_id", f"from 0 to --num-processes {self.num_processes} less one")
 
     @property
     def augmentation(self) -> Augmentation:
@@ -190,17 +165,12 @@ class TrainConfig(Options):
         return cast(Augmentation, auto if self.augment == "auto" else self.augment)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options to save: all but those of one process."""
-        fields = dataclasses.fields(self)
-        return {f.name: getattr(self, f.name) for f in fields if not f.metadata["of_process"]}
+        """Return the options to save."""
+        return {name: value for name, value in vars(self).items() if name not in OF_PROCESS}
 
     @classmethod
     def from_json(cls, path: Path) -> Self:
-        """Read saved options.
-
-        Raises:
-          UserError: the file is missing, or holds something else.
-        """
+        """Read saved options, or raise ``UserError``."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, TypeError, ValueError) as error:
@@ -209,26 +179,20 @@ class TrainConfig(Options):
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> Self:
         """Return the options for flags; a resumed run's saved ones fill in what is not given."""
-        given = cls(**flags)
-        if not given.resume:
-            return given
-        saved = cls.from_json(Path(str(given.workdir)) / CONFIG_FILE)
-        return dataclasses.replace(saved, **flags)
+        config = cls(**flags)
+        if config.resume:
+            saved = cls.from_json(Path(str(config.workdir)) / CONFIG_FILE)
+            config = dataclasses.replace(saved, **flags)
+        return config
 
     def check_resumes(self, saved: Mapping[str, Any], path: Path) -> None:
-        """Check that these options can continue a run that was started with ``saved``.
-
-        Raises:
-          UserError: an option differs that may not change.
-        """
-        for field in dataclasses.fields(self):
-            if field.metadata["may_change"] or field.name not in saved:
-                continue
-            new, old = getattr(self, field.name), saved[field.name]
+        """Raise ``UserError`` if an option may not change and is not what the run started with."""
+        for name, new in self.to_dict().items():
+            old = saved.get(name, new)
             folders = str(new).startswith(FOLDER_PREFIX) and str(old).startswith(FOLDER_PREFIX)
-            moved = field.name == "dataset" and folders  # its images are compared instead
-            if new not in (old, None) and not moved:
+            moved = name == "dataset" and folders  # its images are compared instead
+            if new not in (old, None) and name not in MAY_CHANGE and not moved:
                 raise UserError(
-                    f"{flag(field.name)} {new} is not what {path} was started with ({old}):"
-                    " leave it out, or start a run in another --workdir"
+                    f"{flag(name)} {new} is not what {path} was started with ({old}): leave it"
+                    " out, or start a run in another --workdir"
                 )

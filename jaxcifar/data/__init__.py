@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcifar.config import DATASETS, FOLDER_PREFIX, folder_path, is_dataset
+from jaxcifar.config.train import DATASETS, FOLDER_PREFIX, folder_path, is_dataset
 from jaxcifar.core.steps import Examples
 from jaxcifar.data import archives, cifar, digits, folder
 from jaxcifar.data.dataset import Dataset

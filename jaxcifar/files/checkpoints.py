@@ -23,10 +23,7 @@ DIGEST = "sha256_of_values"  # in a checkpoint's metadata
 
 
 class Checkpoints:
-    """The checkpoints in ``directory/STEP``: the last ``keep``, and the best by validation.
-
-    A context manager; leaving it waits until everything saved is on disk.
-    """
+    """The last ``keep`` checkpoints, and the best by validation; on exit all are on disk."""
 
     def __init__(self, directory: Path, *, keep: int) -> None:
         for name in ("absl", "asyncio"):  # Orbax and its threads log there what we say in a line
@@ -69,12 +66,10 @@ class Checkpoints:
         *,
         val_accuracy: float | None = None,
     ) -> None:
-        """Save under the state's step; a checkpoint of that step or a later one stays.
+        """Save under the state's step, unless there is a checkpoint of that step or a later one.
 
-        Returns when the values are copied; they are written while training continues.
-
-        Raises:
-          UserError: this save or the one before failed.
+        Returns when the values are copied; they are written while training continues. Raises
+        ``UserError`` if this save or the one before failed.
         """
         step = int(state.step)
         if self.steps and self.steps[-1] >= step:
@@ -90,21 +85,14 @@ class Checkpoints:
             )
 
     def finish(self) -> None:
-        """Wait until everything saved is on disk.
-
-        Raises:
-          UserError: it could not be written.
-        """
+        """Wait until everything saved is on disk, or raise ``UserError``."""
         with self._explained():
             self._checkpointer.wait()
 
     def restore(self, state: TrainState, totals: Metrics) -> tuple[TrainState, Metrics]:
-        """Load the last checkpoint that is intact, shaped and placed like the arguments.
+        """Load the last intact checkpoint, shaped and placed like the arguments.
 
-        A corrupt one is moved to ``damaged-STEP`` in the run directory, with a warning.
-
-        Raises:
-          UserError: none is intact.
+        Corrupt ones are moved to ``damaged-STEP``; raises ``UserError`` if none is intact.
         """
         corrupt: list[tuple[int, str]] = []
         for step in reversed(self.steps):
@@ -161,11 +149,8 @@ class Checkpoints:
 
 
 class _Always:
-    """The training loop decides when to save."""
-
-    def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
-        del step, previous_steps, context
-        return True
+    def should_save(self, *args: Any, **kwargs: Any) -> bool:
+        return True  # the training loop decides when to save
 
 
 def last_step(directory: Path) -> int | None:

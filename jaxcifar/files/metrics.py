@@ -12,18 +12,17 @@ with epy.lazy_imports():
     import tensorboardX
 
 
-class MetricWriter:
-    """Appends records.
+METRICS_FILE = "metrics.jsonl"  # in a run's directory
 
-    Args:
-      directory: the run's.
-      step: where the run stands. Later records are from a past that a resumed run does not share;
-        they are removed.
-      silent: keep the records in memory only, as all but one process of a run do.
+
+class MetricWriter:
+    """Appends records; those beyond ``step``, which a resumed run does not share, are removed.
+
+    If ``silent``, records stay in memory, as in all but one process of a run.
     """
 
     def __init__(self, directory: Path, step: int, *, silent: bool = False) -> None:
-        path = metrics_path(directory)
+        path = directory / METRICS_FILE
         self.records = [record for record in read_metrics(path) if record["step"] <= step]
         self._silent = silent
         if silent:
@@ -47,15 +46,9 @@ class MetricWriter:
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        """Close the files."""
         if not self._silent:
             self._file.close()
             self._events.close()
-
-
-def metrics_path(directory: Path) -> Path:
-    """Return where a run keeps its metrics."""
-    return directory / "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

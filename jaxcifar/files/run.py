@@ -12,9 +12,13 @@ from typing import Any, Self
 
 import filelock
 
-from jaxcifar.config import CONFIG_FILE, FOLDER_PREFIX, TrainConfig, folder_path
+from jaxcifar.config.train import CONFIG_FILE, FOLDER_PREFIX, TrainConfig, folder_path
 from jaxcifar.errors import UserError
-from jaxcifar.files import atomic, checkpoints, metrics
+from jaxcifar.files import atomic
+from jaxcifar.files.checkpoints import Checkpoints, last_step, read_metadata
+from jaxcifar.files.metrics import METRICS_FILE, MetricWriter, read_metrics
+
+ENVIRONMENT_FILE = "environment.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,82 +29,66 @@ class RunDirectory:
 
     @classmethod
     def for_run(cls, config: TrainConfig) -> Self:
-        """Return the directory for a run, which is not created yet.
-
-        Raises:
-          UserError: it holds a run already, or none to resume.
-        """
+        """Return the directory for a run; it holds none, or, to resume, a checkpoint."""
         name = f"{_name(config.dataset)}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
-        directory = cls(Path(config.workdir or Path("runs") / name))
-        if config.resume and directory.last_step() is None:
+        run = cls(Path(config.workdir or Path("runs") / name))
+        if config.resume and run.last_step() is None:
+            raise UserError(f"there is no checkpoint in {run.path}: start without --resume")
+        if not config.resume and run.last_step() is not None:
             raise UserError(
-                f"there is no checkpoint in {directory.checkpoints_dir}: start without --resume"
+                f"{run.path} holds a run already: continue it with --resume, or choose another"
+                " --workdir"
             )
-        if not config.resume and directory.last_step() is not None:
-            raise UserError(
-                f"{directory.path} holds a run already: continue it with --resume, or choose"
-                " another --workdir"
-            )
-        return directory
+        return run
 
     @property
     def checkpoints_dir(self) -> Path:
-        """The directory with one checkpoint per step."""
         return self.path / "checkpoints"
 
     @property
     def report_dir(self) -> Path:
-        """The directory of the report."""
         return self.path / "report"
 
     def last_step(self) -> int | None:
         """Return the step of the newest checkpoint, or None."""
-        return checkpoints.last_step(self.checkpoints_dir)
-
-    def open_checkpoints(self, *, keep: int) -> checkpoints.Checkpoints:
-        """Return the checkpoints, to save and restore."""
-        return checkpoints.Checkpoints(self.checkpoints_dir, keep=keep)
+        return last_step(self.checkpoints_dir)
 
     def read_metadata(self) -> dict[str, Any]:
         """Return what the newest readable checkpoint says of the run: options, classes, data."""
-        return checkpoints.read_metadata(self.checkpoints_dir)
+        return read_metadata(self.checkpoints_dir)
 
-    def open_metrics(self, step: int, *, silent: bool = False) -> metrics.MetricWriter:
+    def open_checkpoints(self, *, keep: int) -> Checkpoints:
+        """Return the checkpoints, to save and restore."""
+        return Checkpoints(self.checkpoints_dir, keep=keep)
+
+    def open_metrics(self, step: int, *, silent: bool = False) -> MetricWriter:
         """Return the writer of metrics for a run that stands at ``step``."""
-        return metrics.MetricWriter(self.path, step, silent=silent)
+        return MetricWriter(self.path, step, silent=silent)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the records written so far."""
-        return metrics.read_metrics(metrics.metrics_path(self.path))
+        return read_metrics(self.path / METRICS_FILE)
 
     def write_config(self, config: TrainConfig, environment: dict[str, Any]) -> None:
-        """Save the options, and beside them what the run runs on."""
-        for name, values in ((CONFIG_FILE, config.to_dict()), ("environment.json", environment)):
+        """Save the options, and what the run runs on."""
+        for name, values in ((CONFIG_FILE, config.to_dict()), (ENVIRONMENT_FILE, environment)):
             atomic.write_text(self.path / name, json.dumps(values, indent=2) + "\n")
 
     def read_config(self) -> TrainConfig:
-        """Return the options that the run was started with.
-
-        Raises:
-          UserError: this is not a run's directory.
-        """
+        """Return the options that the run was started with, or raise ``UserError``."""
         return TrainConfig.from_json(self.path / CONFIG_FILE)
 
     def read_environment(self) -> dict[str, Any]:
         """Return what the run ran on; empty if that is unknown."""
         try:
-            values = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+            values = json.loads((self.path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return values if isinstance(values, dict) else {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the directory and keep other runs out; the lock of a dead process is free.
-
-        Raises:
-          UserError: another run uses it, or it cannot be written to.
-        """
+        """Create the directory and keep other runs out; the lock of a dead process is free."""
         lock = filelock.FileLock(self.path / "lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from jaxcifar.core.state import TrainState, state_from
 from jaxcifar.errors import UserError, difference, one_line
 from jaxcifar.files import state_dicts, torch_files, torch_names
 from jaxcifar.files.adam import adam_to_flax
-from jaxcifar.files.checkpoints import DIGEST
+from jaxcifar.files.checkpoints import DIGEST, last_step
 from jaxcifar.files.digest import digest
 
 Format = Literal["orbax", "safetensors", "torch"]
@@ -139,9 +139,10 @@ def _write_orbax(path: Path, weights: Weights, metadata: Mapping[str, Any]) -> N
         "class_names": weights.class_names,
         DIGEST: digest(tree),
     }
-    with ocp.Context() as context:
-        # Weights hardly compress, and the buffers would take as much memory as they do.
-        context.array.saving.use_compression = False
+    context = ocp.Context()
+    # Weights hardly compress, and the buffers would take as much memory as they do.
+    context.array.saving.use_compression = False
+    with context:
         ocp.save(path.absolute(), tree, custom_metadata={**metadata, **info})
 
 
@@ -150,17 +151,16 @@ def _read_file(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], Any, di
     content, texts = torch_files.read(path)
     arrays, optimizer = state_dicts.find(path, content, ema=ema)
     dtypes = {k: a.dtype.name for k, a in arrays.items() if a.dtype.name not in USUAL_DTYPES}
-    if dtypes:
-        kinds = ", ".join(sorted(set(dtypes.values())))
-        log.info("%s: took %d tensors of %s without a change of value", path, len(dtypes), kinds)
     return arrays, optimizer, {"torch_dtypes": dtypes, "class_names": texts.get("class_names")}
 
 
 def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]:
     """Return the same of a checkpoint, or of a run's last one, with Adam's state."""
-    folders = [*path.glob("checkpoints/*"), *path.glob("*")]
-    steps = [folder for folder in folders if folder.name.isdecimal() and folder.is_dir()]
-    folder = max(steps, key=lambda step: int(step.name), default=path).absolute()
+    folder = path.absolute()
+    for parent in (folder / "checkpoints", folder):
+        if (step := last_step(parent)) is not None:
+            folder = parent / str(step)
+            break
     if not (folder / "_CHECKPOINT_METADATA").exists():
         raise UserError(f"{path} holds no checkpoint: give a run's folder or a checkpoint")
     try:

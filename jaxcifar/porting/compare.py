@@ -33,18 +33,12 @@ class Row(NamedTuple):
     shape: tuple[int, ...]  # torch's, without the batch
     largest: float  # finite absolute value in torch's output
     difference: float  # the largest; infinite if shapes, NaNs or infinities differ
-    tolerance: float  # of `relative`
-
-    @property
-    def relative(self) -> float:
-        """The difference divided by the largest value."""
-        if not self.difference or not self.largest:
-            return np.inf if self.difference else 0.0
-        return self.difference / self.largest
+    relative: float  # the difference divided by the largest value
+    tolerance: float
 
     @property
     def equal(self) -> bool:
-        """Whether the difference is within the tolerance."""
+        """Whether the relative difference is within the tolerance."""
         return self.relative <= self.tolerance
 
 
@@ -55,10 +49,9 @@ def torch_module(loaded: Weights, against: str | None) -> Any:
     else:
         module = _build(against)
     arrays = torch_names.to_torch(loaded.variables, loaded.build())  # in float32
-    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
     try:
-        module.load_state_dict(tensors, strict=True)
-    except Exception as error:
+        module.load_state_dict({key: torch.from_numpy(a) for key, a in arrays.items()}, strict=True)
+    except Exception as error:  # the user's code may raise anything
         raise UserError(f"{against} does not take these weights: {error}") from error
     return module.float().eval()
 
@@ -68,9 +61,8 @@ def compare(loaded: Weights, module: Any, images: np.ndarray) -> list[Row]:
 
     ``images`` are normalised float32 ``(N, 32, 32, 3)``. The last row is that of the logits.
     """
-    ours = _our_outputs(loaded, images)
-    outputs = _torch_outputs(module, images)
-    return [_row(name, kind, ours[name], output) for name, kind, output in outputs if name in ours]
+    ours, expected = _our_outputs(loaded, images), _torch_outputs(module, images)
+    return [_row(name, kind, ours[name], out) for name, kind, out in expected if name in ours]
 
 
 def layers(loaded: Weights) -> set[str]:
@@ -80,16 +72,13 @@ def layers(loaded: Weights) -> set[str]:
 
 def table(rows: list[Row]) -> str:
     """Return the rows as aligned text."""
-    width = max(len(row.name) for row in rows)
-    head = f"{'layer':{width}}  {'kind':12} {'output':>12} {'largest':>9} {'off by':>8} {'rel.':>8}"
-    lines = [head]
+    name, text = f"<{max(len(row.name) for row in rows)}", "{:12} {:>12} {:>9} {:>8} {:>8}"
+    lines = [f"{'layer':{name}}  {text.format('kind', 'output', 'largest', 'off by', 'rel.')}"]
     for row in rows:
-        shape = "x".join(map(str, row.shape))
-        mark = "" if row.equal else f"  above {row.tolerance:g}"
-        lines.append(
-            f"{row.name:{width}}  {row.kind:12} {shape:>12} {row.largest:9.3g}"
-            f" {row.difference:8.1e} {row.relative:8.1e}{mark}"
-        )
+        shape, above = "x".join(map(str, row.shape)), f"  above {row.tolerance:g}"
+        numbers = f"{row.largest:.3g}", f"{row.difference:.1e}", f"{row.relative:.1e}"
+        line = f"{row.name:{name}}  {text.format(row.kind, shape, *numbers)}"
+        lines.append(line if row.equal else line + above)
     return "\n".join(lines)
 
 
@@ -107,56 +96,51 @@ def _build(against: str) -> Any:
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UserError(f"--against {against}: {type(error).__name__}: {error}") from error
     if not isinstance(module, torch.nn.Module):
-        kind = type(module).__name__
-        raise UserError(f"--against {against}: {name}() gives a {kind}, expected a torch module")
+        raise UserError(f"--against {against}: {name}() gives a {type(module).__name__}, no module")
     return module
 
 
 def _our_outputs(loaded: Weights, images: np.ndarray) -> dict[str, np.ndarray]:
     """Return outputs by torch's names and in torch's axes."""
-    model = loaded.build()
-    options = {"train": False, "capture_intermediates": True, "mutable": "intermediates"}
+    model, collection = loaded.build(), "intermediates"
+    options = {"train": False, "capture_intermediates": True, "mutable": collection}
     with jax.default_matmul_precision("highest"):  # plain sums, as torch's
-        apply = jax.jit(lambda variables, images: model.apply(variables, images, **options)[1])
-        outputs = flatten_dict(apply(loaded.variables, images)["intermediates"])
-    return {
-        ".".join(path[:-1]) or LOGITS: _channels_first(np.asarray(output[0]))
-        for path, output in outputs.items()
-    }
+        apply = jax.jit(lambda *arguments: model.apply(*arguments, **options)[1][collection])
+        outputs = flatten_dict(apply(loaded.variables, images)).items()
+    return {".".join(path[:-1]) or LOGITS: _channels_first(value) for path, (value,) in outputs}
 
 
 def _torch_outputs(module: Any, images: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
     """Return the name, class and output of each layer; a Sequential's is its last layer's."""
     outputs: list[tuple[str, str, np.ndarray]] = []
-    handles = []
-    for name, layer in module.named_modules():
+    names = {
+        layer: name or LOGITS
+        for name, layer in module.named_modules()
+        if not name or not isinstance(layer, torch.nn.Sequential)
+    }
 
-        def keep(layer: Any, _: Any, output: Any, name: str = name or LOGITS) -> None:
-            if isinstance(output, torch.Tensor):  # cloned: the next layer may work in place
-                outputs.append((name, type(layer).__name__, output.clone().numpy()))
+    def keep(layer: Any, _: Any, output: Any) -> None:
+        if layer in names and isinstance(output, torch.Tensor):
+            value = output.clone().numpy()  # the next layer may work in place
+            outputs.append((names[layer], type(layer).__name__, value))
 
-        if not name or not isinstance(layer, torch.nn.Sequential):
-            handles.append(layer.register_forward_hook(keep))
     try:
-        with torch.no_grad():
+        with torch.nn.modules.module.register_module_forward_hook(keep), torch.no_grad():
             module(torch.from_numpy(np.ascontiguousarray(_channels_first(images))))
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UserError(f"torch's model fails: {type(error).__name__}: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
     return outputs
 
 
-def _row(name: str, kind: str, ours: np.ndarray, torchs: np.ndarray) -> Row:
+def _row(name: str, kind: str, output: np.ndarray, expected: np.ndarray) -> Row:
+    finite, difference = np.isfinite(expected), np.inf
+    largest = float(np.max(np.abs(expected), where=finite, initial=0))
+    if output.shape == expected.shape and np.array_equal(output[~finite], expected[~finite], True):
+        difference = float(np.max(np.abs(output[finite] - expected[finite]), initial=0))
+    relative = difference / largest if difference and largest else difference and np.inf
     tolerance = LOGITS_TOLERANCE if name == LOGITS else LAYER_TOLERANCE
-    finite = np.isfinite(torchs)
-    largest = float(np.max(np.abs(torchs), where=finite, initial=0))
-    difference = np.inf
-    if ours.shape == torchs.shape and np.array_equal(ours[~finite], torchs[~finite], True):
-        difference = float(np.max(np.abs(ours[finite] - torchs[finite]), initial=0))
-    return Row(name, kind, torchs.shape[1:], largest, difference, tolerance)
+    return Row(name, kind, expected.shape[1:], largest, difference, relative, tolerance)
 
 
-def _channels_first(array: np.ndarray) -> np.ndarray:
-    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+def _channels_first(array: Any) -> np.ndarray:
+    return np.asarray(array).transpose(0, 3, 1, 2) if array.ndim == 4 else np.asarray(array)

@@ -57,7 +57,7 @@ def _stage(cin: int, mid: int, cout: int, count: int, *, downsample: bool) -> nn
     )
 
 
-class ResNet50_layer4(nn.Module):  # noqa: N801, the original's spelling
+class ResNet50_layer4(nn.Module):
     """ResNet50 cut after its layer 4."""
 
     def __init__(self, num_classes: int = 10):

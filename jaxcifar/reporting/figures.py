@@ -35,19 +35,16 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> str:
         scale = 100 if quantity == "accuracy" else 1
         for index, (name, records) in enumerate(runs.items()):
             for split, line in LINES.items():
-                points = [
-                    (record["step"], scale * record[quantity])
-                    for record in records
-                    if record.get("split") == split and record.get(quantity) is not None
-                ]
-                if points:
+                rows = [r for r in records if r.get("split") == split and quantity in r]
+                if rows:
                     axes.plot(
-                        *zip(*points, strict=True),
+                        [row["step"] for row in rows],
+                        [scale * row[quantity] for row in rows],
                         linestyle=line,
                         color=f"C{index % 10}" if len(runs) > 1 else None,
                         label=_text(f"{name} {split}", 60) if len(runs) > 1 else split,
-                        marker="*" if len(points) == 1 else "o" if len(points) < 20 else "",
-                        markersize=9 if len(points) == 1 else 4,
+                        marker="*" if len(rows) == 1 else "o" if len(rows) < 20 else "",
+                        markersize=9 if len(rows) == 1 else 4,
                     )
         yscale = "log" if quantity == "learning_rate" else "linear"
         axes.set(title=title, xlabel="step", yscale=yscale)

@@ -81,10 +81,7 @@ def load_outputs(run: RunDirectory) -> TestOutputs | None:
 def write_report(
     runs: Sequence[RunDirectory], outputs: Sequence[TestOutputs], output: Path | None = None
 ) -> Path:
-    """Write ``index.html`` and its figures, and return the page's path.
-
-    ``output`` is a directory; by default the run's own, or ``report`` for several runs.
-    """
+    """Write a page and its figures to a directory; return the path of the page."""
     output = output or (runs[0].report_dir if len(runs) == 1 else Path("report"))
     names = _names([run.path.resolve() for run in runs])
     output.mkdir(parents=True, exist_ok=True)

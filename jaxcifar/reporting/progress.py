@@ -13,12 +13,7 @@ class Progress:
     """Show a live bar in a terminal and plain lines in a log.
 
     Results go to stdout, progress to stderr. The pace is that of this process, without its first
-    step, which compiles.
-
-    Args:
-      total: images in the whole run.
-      done: images that earlier processes have trained on.
-      silent: print nothing, as all but one process of a run do.
+    step, which compiles. ``total`` and ``done`` are images; ``silent`` is for the other processes.
     """
 
     def __init__(self, total: int, done: int, *, silent: bool = False) -> None:
@@ -61,9 +56,8 @@ class Progress:
 
     def note_pace(self) -> None:
         """Print a line about the pace in a log, where there is no bar."""
-        if not self._live and not self._silent and self.images_per_second:
+        if self.images_per_second and not (self._live or self._silent):
             print(self._bar, file=sys.stderr)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
         self._bar.close()

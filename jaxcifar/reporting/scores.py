@@ -40,10 +40,19 @@ class Scores:
     confusion: list[list[int]]  # images by label (rows) and prediction (columns)
 
 
+def check_finite(outputs: np.ndarray) -> None:
+    """Raise ``UserError`` if an output, ``(N, C)``, is not finite."""
+    nonfinite = np.sum(~np.isfinite(outputs).all(axis=1))
+    if nonfinite:
+        raise UserError(
+            f"the network's outputs are not finite for {nonfinite} of {len(outputs)} images: its"
+            " training diverged; use an earlier checkpoint"
+        )
+
+
 def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Return the mean cross-entropy in nats, and the share of images with the right prediction."""
-    wide = np.asarray(logits, np.float64)
-    losses = special.logsumexp(wide, axis=1) - wide[np.arange(len(labels)), labels]
+    losses = -special.log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
     return float(losses.mean()), float((logits.argmax(axis=1) == labels).mean())
 
 
@@ -53,14 +62,9 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
     Raises:
       UserError: a logit is not finite.
     """
-    finite = np.isfinite(logits).all(axis=1)
-    if not finite.all():
-        raise UserError(
-            f"the logits are not finite for {np.sum(~finite)} of {len(finite)} images: training"
-            " diverged; use an earlier checkpoint"
-        )
+    check_finite(logits)
     loss, accuracy = loss_and_accuracy(logits, labels)
-    confidence = special.softmax(np.asarray(logits, np.float64), axis=1).max(axis=1)
+    confidence = special.softmax(logits.astype(np.float64), axis=1).max(axis=1)
     predicted, classes = logits.argmax(axis=1), np.arange(len(class_names))
     correct = predicted == labels
     interval = stats.binomtest(int(correct.sum()), len(labels)).proportion_ci(method="wilson")

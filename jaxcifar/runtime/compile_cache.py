@@ -11,10 +11,9 @@ import jaxlib
 
 
 def enable() -> None:
-    """Turn JAX's persistent compilation cache on, in the user's cache directory.
+    """Turn JAX's persistent compilation cache on, unless one is set, in the user's directory.
 
-    A cache that is set already (``JAX_COMPILATION_CACHE_DIR``) stays; a directory that cannot be
-    created means no cache, and no error.
+    If that cannot be created, there is no cache and no error.
     """
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return

@@ -15,15 +15,9 @@ WAIT_SECONDS = 60  # for the other processes of a run
 
 
 def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
-    """Connect to the other processes of a run; call it before JAX computes.
+    """Connect to the other processes of a run, or raise ``UserError``; call it before JAX computes.
 
-    Args:
-      coordinator: ``HOST:PORT`` of process 0, or ``auto`` for the cluster's environment.
-      num_processes: how many there are.
-      process_id: the index of this one.
-
-    Raises:
-      UserError: they could not connect.
+    ``coordinator`` is ``HOST:PORT`` of process 0, or ``auto`` for the cluster's environment.
     """
     if jax.distributed.is_initialized():
         return

@@ -6,9 +6,11 @@ from typing import NamedTuple, NoReturn
 
 import jax
 
-from jaxcifar.config import TrainConfig
-from jaxcifar.core import sharding, state, steps
+from jaxcifar.config.train import TrainConfig
+from jaxcifar.core import sharding, steps
 from jaxcifar.core.inference import logits
+from jaxcifar.core.state import TrainState, epoch_order
+from jaxcifar.core.steps import Metrics
 from jaxcifar.errors import UserError
 from jaxcifar.files.checkpoints import Checkpoints
 from jaxcifar.files.metrics import MetricWriter
@@ -28,26 +30,26 @@ class Outputs(NamedTuple):
     checkpoints: Checkpoints
 
 
-def train(
-    run: Run, train_state: state.TrainState, totals: steps.Metrics, outputs: Outputs
-) -> state.TrainState:
-    """Train from where the state stands to the end, reporting and saving on the way."""
-    config, steps_per_epoch = run.config, run.steps_per_epoch
-    on_cpu = process.computes_on_cpu()
+def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> TrainState:
+    """Train from where the state stands to the end, reporting and saving on the way.
+
+    ``totals`` are the sums since the epoch began.
+    """
+    config, on_cpu = run.config, process.computes_on_cpu()
     order, unreported = None, None
-    step = start = int(train_state.step)
+    step = start = int(state.step)
     with process.signals() as signals:
         while step < run.total_steps:
-            epoch, step_in_epoch = divmod(step, steps_per_epoch)
-            if order is None or step_in_epoch == 0:
+            epoch, done = divmod(step, run.steps_per_epoch)
+            if order is None or done == 0:
                 order = _epoch_order(run, epoch)
-            if step_in_epoch == 0:
-                totals = sharding.put(steps.Metrics.zeros(), sharding.replicated(run.mesh))
+            if done == 0:
+                totals = sharding.put(Metrics.zeros(), sharding.replicated(run.mesh))
             # On an accelerator one dispatch reaches to the next report or checkpoint. On a CPU
             # dispatch is cheap, and XLA's own convolution very slow inside a loop.
-            count = 1 if on_cpu else _steps_to_pause(config, step, steps_per_epoch)
-            train_state, totals = steps.train_steps_at(
-                *(train_state, totals, run.train, order, run.step_key),
+            count = 1 if on_cpu else _steps_to_pause(config, step, run.steps_per_epoch)
+            state, totals = steps.train_steps_at(
+                *(state, totals, run.train, order, run.step_key),
                 augment=config.augmentation,
                 skip_nonfinite=config.on_nonfinite == "skip",
                 count=count,
@@ -60,13 +62,11 @@ def train(
                 _check_loss(run, outputs, step + 1, totals)
                 if step == start:
                     process.keep_freed_memory()
-            step += count
-            outputs.progress.advance(
-                config.batch_size * count, f"epoch {epoch + 1}/{config.epochs}"
-            )
+            step, done = step + count, done + count
+            label = f"epoch {epoch + 1}/{config.epochs}"
+            outputs.progress.advance(config.batch_size * count, label)
 
-            done = step_in_epoch + count
-            ends_epoch = done == steps_per_epoch
+            ends_epoch = done == run.steps_per_epoch
             stops = distributed.agreed(bool(signals)) and step < run.total_steps
             every = config.checkpoint_every
             saves = ends_epoch or stops or bool(every and step % every == 0)
@@ -75,9 +75,9 @@ def train(
             if unreported and (on_cpu or saves):
                 _report(run, outputs, *unreported)
                 unreported = None
-            val_accuracy = _validate(run, outputs, step, train_state) if ends_epoch else None
+            val_accuracy = _validate(run, outputs, step, state) if ends_epoch else None
             if saves:
-                _save(run, outputs, train_state, totals, val_accuracy)
+                _save(run, outputs, state, totals, val_accuracy)
             if stops:
                 outputs.checkpoints.finish()
                 log.info(
@@ -85,17 +85,13 @@ def train(
                     *(step, run.total_steps, run.resume_command),
                 )
                 raise KeyboardInterrupt(signals[0] if signals else signal.SIGTERM)
-    return train_state
+    return state
 
 
 def _epoch_order(run: Run, epoch: int) -> jax.Array:
-    """Return the batches of an epoch, each split over the devices."""
-    order = state.epoch_order(
-        run.order_key,
-        epoch,
-        examples=len(run.train.labels),
-        batch_size=run.config.batch_size,
-    )
+    """Return an epoch's batches, each split over the devices."""
+    examples, batch_size = len(run.train.labels), run.config.batch_size
+    order = epoch_order(run.order_key, epoch, examples=examples, batch_size=batch_size)
     return jax.device_put(order, sharding.split(run.mesh, axis=1))
 
 
@@ -108,7 +104,7 @@ def _steps_to_pause(config: TrainConfig, step: int, steps_per_epoch: int) -> int
     return min(pauses)
 
 
-def _report(run: Run, outputs: Outputs, step: int, totals: steps.Metrics) -> None:
+def _report(run: Run, outputs: Outputs, step: int, totals: Metrics) -> None:
     """Print and log the epoch's means after ``step`` updates."""
     _check_loss(run, outputs, step, totals)
     epoch, done = divmod(step - 1, run.steps_per_epoch)
@@ -131,17 +127,15 @@ def _report(run: Run, outputs: Outputs, step: int, totals: steps.Metrics) -> Non
     )
 
 
-def _validate(run: Run, outputs: Outputs, step: int, train_state: state.TrainState) -> float | None:
+def _validate(run: Run, outputs: Outputs, step: int, state: TrainState) -> float | None:
     """Print, log and return the validation accuracy, if images are held out."""
     if run.val is None:
         return None
-    val_logits = logits(
-        train_state, run.val.images, batch_size=run.config.batch_size, mesh=run.mesh
-    )
-    loss, accuracy = loss_and_accuracy(val_logits, run.val.labels)
+    images, labels = run.val
+    outcome = logits(state, images, batch_size=run.config.batch_size, mesh=run.mesh)
+    loss, accuracy = loss_and_accuracy(outcome, labels)
     outputs.progress.result(
-        f"Accuracy of the model on the {len(run.val.labels)} validation images:"
-        f" {100 * accuracy:.2f} %"
+        f"Accuracy of the model on the {len(labels)} validation images: {100 * accuracy:.2f} %"
     )
     epoch = step // run.steps_per_epoch
     outputs.metrics.write(step, "val", epoch=epoch, loss=loss, accuracy=accuracy)
@@ -149,21 +143,17 @@ def _validate(run: Run, outputs: Outputs, step: int, train_state: state.TrainSta
 
 
 def _save(
-    run: Run,
-    outputs: Outputs,
-    train_state: state.TrainState,
-    totals: steps.Metrics,
-    val_accuracy: float | None,
+    run: Run, outputs: Outputs, state: TrainState, totals: Metrics, val_accuracy: float | None
 ) -> None:
     """Save a state from which training can continue."""
-    step = int(train_state.step)
+    step = int(state.step)
     _check_loss(run, outputs, step, totals)
-    if not steps.all_finite(train_state.params):
+    if not steps.all_finite(state.params):
         _stop(run, outputs, f"a parameter is not finite after step {step}", step)
-    outputs.checkpoints.save(train_state, totals, run.metadata, val_accuracy=val_accuracy)
+    outputs.checkpoints.save(state, totals, run.metadata, val_accuracy=val_accuracy)
 
 
-def _check_loss(run: Run, outputs: Outputs, step: int, totals: steps.Metrics) -> None:
+def _check_loss(run: Run, outputs: Outputs, step: int, totals: Metrics) -> None:
     """End the run at the first loss that is not finite; no later one is."""
     nonfinite = int(totals.nonfinite)
     if nonfinite and run.config.on_nonfinite == "stop":
@@ -173,9 +163,8 @@ def _check_loss(run: Run, outputs: Outputs, step: int, totals: steps.Metrics) ->
 
 def _stop(run: Run, outputs: Outputs, reason: str, step: int) -> NoReturn:
     outputs.checkpoints.finish()
-    saved = outputs.checkpoints.steps
     advice = "there is no checkpoint yet; start again with a lower --learning-rate"
-    if saved:
+    if saved := outputs.checkpoints.steps:
         command = f"{run.resume_command} --on-nonfinite skip"
         advice = f"continue from the checkpoint of step {saved[-1]} with: {command}"
     rate = float(run.schedule(step - 1))

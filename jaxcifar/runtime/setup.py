@@ -1,6 +1,5 @@
 """What a training run starts from: its data, model, schedule and first state."""
 
-import functools
 import logging
 import shlex
 from collections.abc import Mapping
@@ -8,13 +7,15 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from jaxcifar import data
-from jaxcifar.config import TrainConfig
-from jaxcifar.core import sharding, state, steps
+from jaxcifar.config.train import TrainConfig
+from jaxcifar.core import sharding, state
 from jaxcifar.core.models import create_model, head
+from jaxcifar.core.steps import Examples, Metrics
 from jaxcifar.errors import UserError, difference
 from jaxcifar.files.digest import digest
 from jaxcifar.files.run import RunDirectory
@@ -30,9 +31,9 @@ class Run(NamedTuple):
     config: TrainConfig
     directory: RunDirectory
     mesh: Mesh
-    train: steps.Examples
-    val: steps.Examples | None
-    test: steps.Examples
+    train: Examples
+    val: Examples | None
+    test: Examples
     metadata: Mapping[str, Any]  # saved with each checkpoint
     schedule: optax.Schedule
     order_key: jax.Array
@@ -53,40 +54,34 @@ class Run(NamedTuple):
 
 def prepare(
     config: TrainConfig, directory: RunDirectory, initial: Weights | None
-) -> tuple[Run, state.TrainState, steps.Metrics]:
+) -> tuple[Run, state.TrainState, Metrics]:
     """Load the data and build the first state, on all devices."""
-    mesh = sharding.make_mesh()
-    _check_divisible(config.batch_size, mesh.size)
+    mesh, batch_size = sharding.make_mesh(), config.batch_size
+    _check_divisible(batch_size, mesh.size)
+    if config.precision == "bfloat16":
+        process.warn_of_slow_bfloat16()
     dataset = data.load(config.dataset, config.data_dir)
     train, val = data.hold_out(dataset.train, config.val_fraction)
-    steps_per_epoch = len(train.labels) // config.batch_size
-    if steps_per_epoch == 0:
+    if batch_size > len(train.labels):
         raise UserError(
-            f"--batch-size {config.batch_size} is more than the {len(train.labels)} training images"
+            f"--batch-size {batch_size} is more than the {len(train.labels)} training images"
         )
+    num_classes = len(dataset.class_names)
     model = create_model(
         config.model,
-        num_classes=len(dataset.class_names),
+        num_classes=num_classes,
         dropout_rate=config.dropout_rate,
         dtype=config.precision,
     )
-    if config.precision == "bfloat16" and process.computes_on_cpu():
-        process.warn_of_slow_bfloat16()
     assert config.learning_rate is not None
+    decay_steps = config.decay_epochs * (len(train.labels) // batch_size)
     schedule = state.make_schedule(
-        config.learning_rate,
-        decay_rate=config.decay_rate,
-        decay_steps=config.decay_epochs * steps_per_epoch,
+        config.learning_rate, decay_rate=config.decay_rate, decay_steps=decay_steps
     )
-    optimizer = state.make_optimizer(schedule)
-    replicated = sharding.replicated(mesh)
-
+    optimizer, replicated = state.make_optimizer(schedule), sharding.replicated(mesh)
     # All random numbers follow from these, the epoch and the step: resuming needs no more.
-    @functools.partial(jax.jit, out_shardings=replicated)
-    def split_seed() -> jax.Array:
-        return jax.random.split(jax.random.key(config.seed), 3)
-
-    init_key, order_key, step_key = split_seed()
+    split = jax.jit(lambda s: jax.random.split(jax.random.key(s), 3), out_shardings=replicated)
+    init_key, order_key, step_key = split(np.uint32(config.seed))
     if initial:
         initial = _fit_classes(config, initial, model, dataset.class_names, init_key)
         first = state.state_from(initial.variables, model, optimizer, adam=initial.adam)
@@ -98,20 +93,35 @@ def prepare(
         "train_images": len(dataset.train.labels),
         "train_sha256": digest(dataset.train),
     }
-    first, totals, train = sharding.put((first, steps.Metrics.zeros(), train), replicated)
+    first, totals, train = sharding.put((first, Metrics.zeros(), train), replicated)
     run = Run(
-        *(config, directory, mesh, train, val, dataset.test, metadata, schedule),
-        *(order_key, step_key),
+        *(config, directory, mesh, train, val, dataset.test, metadata),
+        *(schedule, order_key, step_key),
     )
     return run, first, totals
 
 
 def learning_rate(config: TrainConfig, saved: Mapping[str, Any], initial: Weights | None) -> float:
     """Return the rate asked for, else the resumed run's, the torch optimizer's, or 0.001."""
-    stopped_at = initial.learning_rate if initial else None
-    if config.learning_rate is None and stopped_at == 0:
+    last = initial.learning_rate if initial else None
+    if config.learning_rate is None and last == 0:
         raise UserError(f"{config.init_from} stopped at a learning rate of 0: pass --learning-rate")
-    return config.learning_rate or saved.get("learning_rate") or stopped_at or 1e-3
+    return config.learning_rate or saved.get("learning_rate") or last or 1e-3
+
+
+def check_same_data(run: Run, saved: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` if a run's data is not what its checkpoints say it began with."""
+    now, then = run.metadata, {**run.metadata, **saved}
+    change = difference(now["class_names"], then["class_names"], "the data", "the checkpoint")
+    if not change and now["train_images"] != then["train_images"]:
+        change = f"it has {now['train_images']} training images, and had {then['train_images']}"
+    if not change and now["train_sha256"] != then["train_sha256"]:
+        change = "it has as many training images, but other ones"
+    if change:
+        raise UserError(
+            f"{run.config.dataset} is not what the run was started with ({change}): restore it, or"
+            " start another run with --init-from this one"
+        )
 
 
 def _fit_classes(
@@ -122,42 +132,24 @@ def _fit_classes(
     key: jax.Array,
 ) -> Weights:
     """Return the weights with a head for the data's classes; log if that or a name is new."""
-    source, num_classes = str(config.init_from), len(class_names)
-    if initial.num_classes == num_classes:
-        initial.warn_of_names(source, config.dataset, class_names)
+    if initial.num_classes == len(class_names):
+        initial.warn_of_names(str(config.init_from), config.dataset, class_names)
         return initial
     log.info(
         "%s has %d classes, %s has %d: reinitialising the head (%s)",
-        *(source, initial.num_classes, config.dataset, num_classes, ".".join(head(model))),
+        *(config.init_from, initial.num_classes, config.dataset, len(class_names)),
+        ".".join(head(model)),
     )
     variables, adam = state.replace_head(key, initial.variables, initial.adam, model)
     return initial._replace(
-        variables=variables, adam=adam, num_classes=num_classes, class_names=class_names
+        variables=variables, adam=adam, num_classes=len(class_names), class_names=class_names
     )
 
 
 def _check_divisible(batch_size: int, devices: int) -> None:
-    """Check that a batch can be split equally; the error names the nearest sizes that can."""
-    remainder = batch_size % devices
-    if remainder:
-        below, above = batch_size - remainder, batch_size - remainder + devices
-        nearest = f"{below} or {above}" if below else str(above)
+    below = batch_size // devices * devices
+    if batch_size != below:
+        nearest = f"{below} or {below + devices}" if below else str(devices)
         raise UserError(
             f"--batch-size {batch_size} cannot be split over {devices} devices: use {nearest}"
-        )
-
-
-def check_same_data(run: Run, saved: Mapping[str, Any]) -> None:
-    """Check that a resumed run has the data it began with, as far as its checkpoints tell."""
-    now = run.metadata
-    then = {**now, **saved}
-    change = difference(now["class_names"], then["class_names"], "the data", "the checkpoint")
-    if not change and now["train_images"] != then["train_images"]:
-        change = f"it has {now['train_images']} training images, and had {then['train_images']}"
-    if not change and now["train_sha256"] != then["train_sha256"]:
-        change = "it has as many training images, but other ones"
-    if change:
-        raise UserError(
-            f"{run.config.dataset} is not what the run was started with ({change}): restore it, or"
-            " start another run with --init-from this one"
         )

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcifar import TrainConfig, UserError
-from jaxcifar.config import MODEL_NAMES
 from jaxcifar.config.options import flag, fraction
+from jaxcifar.config.train import MODEL_NAMES
 from jaxcifar.core.models import MODELS
 
 
@@ -68,12 +68,15 @@ def test_json_round_trip(tmp_path_factory, **options):
         ({"checkpoint_every": -5}, "--checkpoint-every must be 0 or more"),
         ({"resume": True}, "--resume needs --workdir"),
         ({"ema": True}, "--ema selects among the weights of --init-from"),
-        ({"coordinator": "host"}, "--coordinator must be HOST:PORT or auto"),
-        ({"num_processes": 2}, "--num-processes and --process-id go together"),
-        ({"coordinator": "h:1"}, "--coordinator h:1 needs --num-processes and --process-id"),
+        ({"num_processes": 2}, "--coordinator HOST:PORT needs --num-processes and --process-id"),
+        ({"coordinator": "h:1"}, "--coordinator HOST:PORT needs --num-processes and --process-id"),
+        (
+            {"coordinator": "host", "num_processes": 2, "process_id": 1},
+            "--coordinator must be HOST:PORT or auto",
+        ),
         (
             {"coordinator": "h:1", "num_processes": 2, "process_id": 2},
-            "--process-id must be from 0 to 1, got 2",
+            "--process-id must be from 0 to --num-processes 2 less one, got 2",
         ),
     ],
 )

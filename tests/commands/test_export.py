@@ -8,17 +8,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from jaxcifar import UserError, cli, export
-from jaxcifar.core import steps
-from jaxcifar.core.state import state_from
-from jaxcifar.files import atomic as outputs
-from jaxcifar.files import weights
+from jaxcifar.core import inference
+from jaxcifar.files import atomic, weights
 
 BATCHES = (1, 3, 100)
-WITH_JAX_ALONE = """
+WITH_PLAIN_JAX = """
 import json, sys
 for name in ("jaxcifar", "flax", "optax", "orbax", "torch"):
     sys.modules[name] = None  # its import fails
@@ -32,8 +29,8 @@ print(*program.platforms)
 """
 
 
-def main(*argv):
-    export.main([str(arg) for arg in argv])
+def run_export(checkpoint, output, *flags):
+    cli.call("export", ["--checkpoint", str(checkpoint), str(output), *flags])
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +43,7 @@ def images():
 @pytest.fixture(scope="module")
 def logits(checkpoint, images):
     """The library's own, as evaluation computes them."""
-    loaded = weights.load(checkpoint)
-    state = state_from(loaded.variables, loaded.build(), optax.identity())
-    logits = np.asarray(jax.jit(steps.predict_step)(state, images))
+    logits = inference.logits(weights.load(checkpoint).state(), images, batch_size=len(images))
     assert logits.std(axis=0).max() > 0.1  # it looks at the images
     return logits
 
@@ -61,19 +56,18 @@ def listing(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-def test_jax_alone_gives_the_same_logits(checkpoint, images, logits, tmp_path, capsys):
+def test_plain_jax_gives_the_same_logits(checkpoint, images, logits, tmp_path, capsys):
     program = tmp_path / "resnet.stablehlo"
-    main("--checkpoint", checkpoint, program)
+    run_export(checkpoint, program)
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     assert f"wrote {program} (stablehlo, resnet50_layer4, 10 classes, 5" in out
     np.save(tmp_path / "images.npy", images)
     script = tmp_path / "alone.py"
-    script.write_text(WITH_JAX_ALONE)
+    script.write_text(WITH_PLAIN_JAX)
     args = (program, tmp_path / "images.npy", json.dumps(BATCHES), tmp_path / "logits.npz")
-    alone = subprocess.run(
-        [sys.executable, "-I", script, *args], capture_output=True, text=True, cwd=tmp_path
-    )
+    argv = [sys.executable, "-I", script, *args]
+    alone = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     assert alone.stdout.split() == list(export.PLATFORMS)
     with np.load(tmp_path / "logits.npz") as file:
@@ -90,7 +84,7 @@ def test_torch_loads_the_state_dict_strictly(checkpoint, images, logits, tmp_pat
     from jaxcifar.porting.torch_models import create_torch_model
 
     path = tmp_path / "resnet.ckpt"
-    main("--checkpoint", checkpoint, path)
+    run_export(checkpoint, path)
     model = create_torch_model("resnet50_layer4").eval()
     model.load_state_dict(torch.load(path), strict=True)
     inputs = torch.from_numpy(np.array(normalize(images[:3])).transpose(0, 3, 1, 2).copy())
@@ -100,49 +94,42 @@ def test_torch_loads_the_state_dict_strictly(checkpoint, images, logits, tmp_pat
 
 def test_safetensors_keep_every_bit_and_the_names(checkpoint, tmp_path):
     path = tmp_path / "resnet.safetensors"
-    main("--checkpoint", checkpoint, path)
-    given, back = weights.load(checkpoint), weights.load(path)
-    assert back.class_names == given.class_names == tuple("abcdefghij")
-    jax.tree.map(np.testing.assert_array_equal, back.variables, given.variables)
+    run_export(checkpoint, path)
+    source, back = weights.load(checkpoint), weights.load(path)
+    assert back.class_names == source.class_names == tuple("abcdefghij")
+    jax.tree.map(np.testing.assert_array_equal, back.variables, source.variables)
 
 
 @pytest.mark.parametrize(
-    ("output", "message"),
+    ("output", "flags", "message"),
     [
-        ("there.ckpt", "there.ckpt exists already: choose another name, or --force"),
-        ("folder", "exists already"),
-        ("resnet", "resnet is no name of a format: end it in .ckpt, .pt, .pth, .safetensors or"),
-        ("x.onnx", "x.onnx is no name of a format"),
-        ("nowhere/x.ckpt", "nowhere: make it first"),
+        ("there.ckpt", [], "there.ckpt exists already: choose another name, or --force"),
+        ("folder", [], "exists already"),
+        ("folder", ["--force"], "is a folder and no checkpoint"),
+        ("resnet", [], "resnet: unknown format; use .ckpt, .pt, .pth, .safetensors or .stablehlo"),
+        ("x.onnx", [], "x.onnx: unknown format"),
+        ("nowhere/x.ckpt", [], "nowhere: create it first"),
+        ("x.ckpt", ["--ema"], "--ema is for torch files"),
     ],
 )
-def test_what_is_refused(output, message, checkpoint, tmp_path):
+def test_bad_input_writes_nothing(output, flags, message, checkpoint, tmp_path):
     (tmp_path / "there.ckpt").write_text("precious")
     (tmp_path / "folder").mkdir()
     before = listing(tmp_path)
     with pytest.raises(UserError) as error:
-        main("--checkpoint", checkpoint, tmp_path / output)
+        run_export(checkpoint, tmp_path / output, *flags)
     assert message in str(error.value)
     assert listing(tmp_path) == before
 
 
-def test_force_replaces_files_alone(checkpoint, tmp_path):
+def test_force_replaces_a_file_but_not_the_input(checkpoint, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_text("old")
-    main("--checkpoint", checkpoint, path, "--force")
+    run_export(checkpoint, path, "--force")
     assert weights.load(path).model == "resnet50_layer4"
-    folder = tmp_path / "folder.safetensors"
-    folder.mkdir()
-    with pytest.raises(UserError, match="is a folder and no checkpoint"):
-        main("--checkpoint", checkpoint, folder, "--force")
     with pytest.raises(UserError, match="is the input itself"):
-        main("--checkpoint", path, path, "--force")
-    assert sorted(listing(tmp_path)) == ["folder.safetensors", "x.safetensors"]
-
-
-def test_ema_is_for_torch_files(checkpoint, tmp_path):
-    with pytest.raises(UserError, match="--ema is for torch files"):
-        main("--checkpoint", checkpoint, "--ema", tmp_path / "x.ckpt")
+        run_export(path, path, "--force")
+    assert list(listing(tmp_path)) == ["x.safetensors"]
 
 
 @pytest.mark.parametrize("suffix", [".stablehlo", ".safetensors"])
@@ -154,17 +141,16 @@ def test_a_full_disk_leaves_what_was_there(suffix, old, checkpoint, tmp_path, mo
     if old:
         path.write_text(old)
     before = listing(tmp_path)
-    argv = ["--checkpoint", str(checkpoint), str(path), "--force"]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
     try:
         with pytest.raises(SystemExit) as end:
-            cli.run(lambda _: export.main(argv), prog="export")
+            cli.main(["export", "--checkpoint", str(checkpoint), str(path), "--force"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("export: error: ")
+    assert error.startswith("jaxcifar export: error: ")
     assert error.count("\n") == 1
     assert listing(tmp_path) == before
 
@@ -176,7 +162,7 @@ def test_nothing_is_replaced_before_the_end(stop, tmp_path):
     before = listing(tmp_path)
 
     def write():
-        with outputs.written_aside(path) as new:
+        with atomic.replacing(path) as new:
             assert new.suffix == ".ckpt"
             new.write_text("half")
             raise stop
@@ -184,16 +170,13 @@ def test_nothing_is_replaced_before_the_end(stop, tmp_path):
     with pytest.raises((KeyboardInterrupt, UserError)):
         write()
     assert listing(tmp_path) == before
-    with outputs.written_aside(path) as new:
+    with atomic.replacing(path) as new:
         new.write_text("whole")
     assert path.read_text() == "whole"
     assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]
 
 
-def test_a_folder_that_cannot_be_written_to(monkeypatch):
-    def write():
-        with outputs.written_aside(Path("/dev/null/x.ckpt")):
-            pytest.fail("there is no such folder")
-
-    with pytest.raises(UserError, match="/dev/null cannot be written to"):
-        write()
+def test_a_folder_that_cannot_be_written_to():
+    refused = pytest.raises(UserError, match="/dev/null cannot be written to")
+    with refused, atomic.replacing(Path("/dev/null/x.ckpt")):
+        pytest.fail("there is no such folder")

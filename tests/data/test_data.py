@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcifar import data
-from jaxcifar.config import TrainConfig
+from jaxcifar.config.train import TrainConfig
 from jaxcifar.data import Examples, archives, cifar, digits
 from jaxcifar.errors import UserError
 from tests.conftest import loaded_by

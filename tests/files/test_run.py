@@ -48,7 +48,7 @@ def test_a_directory_is_named_after_the_data_and_the_model(dataset, name):
 
 
 def test_records_beyond_the_checkpoint_are_dropped(tmp_path):
-    path = metrics.metrics_path(tmp_path)
+    path = tmp_path / metrics.METRICS_FILE
     path.write_text('{"step": 1, "split": "train"}\n{"step": 9, "split": "train"}\n{"step": 1')
     writer = RunDirectory(tmp_path).open_metrics(5)
     writer.write(6, "val", loss=1.0, missing=None)

@@ -1,4 +1,4 @@
-"""The benchmarks run; what they print on a busy machine means nothing."""
+"""The benchmarks run; times on a busy machine mean nothing."""
 
 import json
 import subprocess

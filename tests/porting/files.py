@@ -1,0 +1,96 @@
+"""Small files of torch, and the port run on them."""
+
+import pytest
+
+from jaxcifar import UserError, cli
+from jaxcifar.files import weights
+from jaxcifar.files.digest import sha256
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+from jaxcifar.porting.torch_models import VGG16, create_torch_model  # noqa: E402
+
+QUICK = ("--dry-run", "--no-verify")
+FIRST = "features.0.weight"
+
+
+class Runs:
+    """Its pickle calls a function when it is read."""
+
+    def __init__(self, function, argument):
+        self.call = function, (argument,)
+
+    def __reduce__(self):
+        return self.call
+
+
+def hollow(name="vgg16", shift=0.0):
+    """A whole state dict that takes a few kB: each tensor repeats a number of its own."""
+    with torch.device("meta"):
+        state_dict = create_torch_model(name).state_dict()
+    return {
+        key: torch.full((), index + shift, dtype=tensor.dtype).expand(tensor.shape)
+        for index, (key, tensor) in enumerate(state_dict.items(), start=1)
+    }
+
+
+def hollow_adam(moment=0.5, step=3.0, **group):
+    """The state dict of an Adam over a VGG16, as small as ``hollow``."""
+    with torch.device("meta"):
+        parameters = list(VGG16().parameters())
+    settings = torch.optim.Adam(parameters, lr=1e-3).state_dict()["param_groups"][0]
+    state = {
+        index: {
+            "step": torch.tensor(step),
+            "exp_avg": torch.as_tensor(moment).expand(parameter.shape),
+            "exp_avg_sq": torch.tensor(0.25).expand(parameter.shape),
+        }
+        for index, parameter in enumerate(parameters)
+    }
+    return {"state": state, "param_groups": [{**settings, **group}]}
+
+
+def port(*argv):
+    cli.call("port", [str(word) for word in argv])
+
+
+def listing(folder):
+    """Every name in a folder, hidden ones too, and what tells whether a file was touched."""
+    return {
+        str(path.relative_to(folder)): path.is_dir() or (path.stat().st_mtime_ns, sha256(path))
+        for path in folder.rglob("*")
+    }
+
+
+def refused(folder, *argv, error=UserError):
+    """Port, expect an error of one line and an untouched folder, and return the message."""
+    before = listing(folder)
+    with pytest.raises(error) as caught:
+        port(*argv)
+    assert listing(folder) == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def takes(capsys, content, path, *flags):
+    """Save, port within the port's own check of the bits, and return what was printed."""
+    if content is not None:
+        torch.save(content, path)
+    before = listing(path.parent)
+    port(path, path.parent / "out", *QUICK, *flags)
+    assert listing(path.parent) == before
+    return "".join(capsys.readouterr())
+
+
+def assert_equal(expected, actual):
+    """The same keys in the same order, dtypes, shapes and bits."""
+    assert list(actual) == list(expected)
+    for key, tensor in expected.items():
+        pair = actual[key], tensor
+        assert (pair[0].dtype, pair[0].shape) == (tensor.dtype, tensor.shape), key
+        assert torch.equal(*(t.contiguous().ravel().view(torch.uint8) for t in pair)), key
+
+
+def assert_read(path, expected, **options):
+    """The library reads exactly this state dict from a file."""
+    arrays = weights.to_torch(weights.load(path, **options))
+    assert_equal(expected, {key: torch.from_numpy(a) for key, a in arrays.items()})

@@ -1,0 +1,93 @@
+"""The comparison with the user's own torch class."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from jaxcifar import UserError
+from tests.porting.files import port, refused, torch
+
+MINE = """import torch
+from torch import nn
+from jaxcifar.porting.torch_models import VGG16
+class Mine(VGG16):
+"""
+FORWARD = "    def forward(self, x):\n        return "
+INIT = "    def __init__(self):\n        "
+
+
+@pytest.fixture
+def against(folder, monkeypatch):
+    """Writes a file with the class ``Mine``, and gives the flag."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(body, head=MINE):
+        (folder / "mine.py").write_text(head + body + "\n")
+        return "--against", f"{folder / 'mine.py'}:Mine"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (FORWARD + "super().forward(x) * 1.001", "outputs differ from torch's, first logits"),
+        (FORWARD + "super().forward(x)[:, :9]", "first logits"),
+        (FORWARD + "super().forward(x) * 0", "first logits"),
+        (INIT + "super().__init__(); self.classifier[3] = nn.Identity()", "first classifier.3"),
+        (FORWARD + "(super().forward(x),)", "no single tensor of logits: nothing was written"),
+        (FORWARD + "{'logits': torch.zeros(len(x), 10)}", "no single tensor of logits"),
+        (FORWARD + "1 / 0  # no way\n", "torch's model fails: ZeroDivisionError"),
+        (INIT + "raise RuntimeError('no\\nway')", "RuntimeError: no way"),
+        (INIT + "super().__init__(batch_norm=True)", "does not take these weights"),
+        ("    pass\nraise SystemExit(0)", "mine.py:Mine: SystemExit"),
+        ("    pass\n)", "SyntaxError"),
+        ("    pass\ndel Mine", "mine.py:Mine: AttributeError"),
+        ("    pass\nMine = dict", "gives a dict, no module"),
+        ("    pass\nclass Mine:\n    def load_state_dict(self, *_, **__): pass", "no module"),
+    ],
+)
+def test_another_torch_class_is_told_apart(folder, checkpoints, against, body, words):
+    (folder / "old.ckpt").write_bytes(b"old")
+    flags = *against(body), "--force", "--report", folder / "report.json"
+    message = refused(folder, checkpoints["vgg16"], folder / "old.ckpt", *flags)
+    assert words in message
+    assert "first" not in words or "nothing was written" in message
+
+
+@pytest.mark.parametrize("value", ["none.py:Mine", "mine.py", "mine.py:", ":Mine"])
+def test_a_class_that_is_not_there_is_named(folder, checkpoints, against, monkeypatch, value):
+    against("    pass")
+    monkeypatch.chdir(folder)
+    message = refused(folder, checkpoints["vgg16"], folder / "out", "--dry-run", "--against", value)
+    assert f"--against {value}" in message
+
+
+DATACLASS = "    pass\n@dataclasses.dataclass\nclass Settings:\n    size: int = 3"
+
+
+@pytest.mark.parametrize(
+    ("body", "head"),
+    [
+        ("    pass", "import beside_mine\n"),
+        (DATACLASS, "from __future__ import annotations\nimport dataclasses\n"),
+    ],
+    ids=["imports from beside", "with a dataclass"],
+)
+def test_your_own_torch_class_is_compared(folder, capsys, checkpoints, against, body, head):
+    (folder / "beside_mine.py").write_text("")
+    flag, value = against(body, head + MINE)
+    port(checkpoints["vgg16"], folder / "out.ckpt", flag, value)
+    assert f"verified against {value} on 16 images" in capsys.readouterr().out
+    assert (folder / "out.ckpt").exists()
+
+
+def test_an_infinite_logit_does_not_hide_the_others(folder, modules, against):
+    state_dict = modules["vgg16"].state_dict()
+    state_dict["classifier.5.bias"] = torch.tensor([float("inf"), *range(9)])
+    torch.save(state_dict, folder / "in.ckpt")
+    flags = against(FORWARD + "super().forward(x) * 1.01")
+    with np.errstate(invalid="ignore"), pytest.raises(UserError, match="logits"):
+        port(folder / "in.ckpt", folder / "out.ckpt", *flags)
