@@ -1,4 +1,4 @@
-"""The networks as a stock Flax port has them: flax.linen's own layers and XLA's convolutions."""
+"""The networks of a stock Flax port: flax.linen's own layers and XLA's convolutions."""
 
 from functools import partial
 
@@ -10,13 +10,13 @@ from jaxcifar.core.vgg import CONFIGURATION, POOL
 
 
 class StockVGG16(nn.Module):
-    """VGG16, as ``jaxcifar.core.models.VGG16``."""
+    """VGG16, as ``jaxcifar.core.vgg``."""
 
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x, *, train):
-        """Maps images ``(N, 32, 32, 3)`` to logits ``(N, 10)``."""
+        """Map images ``(N, 32, 32, 3)`` to logits ``(N, 10)``."""
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
         x = x.astype(self.dtype)
         for features in CONFIGURATION:
@@ -32,13 +32,13 @@ class StockVGG16(nn.Module):
 
 
 class StockResNet(nn.Module):
-    """ResNet50_layer4, as ``jaxcifar.core.models.ResNet50Layer4``."""
+    """ResNet50_layer4, as ``jaxcifar.core.resnet``."""
 
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x, *, train):
-        """Maps images ``(N, 32, 32, 3)`` to logits ``(N, 10)``."""
+        """Map images ``(N, 32, 32, 3)`` to logits ``(N, 10)``."""
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
 
         def unit(x, features, kernel, stride=1, padding=0):

@@ -1,9 +1,9 @@
-"""Every convolution of a model, by itself: ``python benchmarks/layers.py``.
+"""Times every convolution of a model by itself: ``python benchmarks/layers.py``.
 
-For each shape the algorithm that ``ops/conv.py`` chooses, and XLA's own: milliseconds and
-GFLOP/s of the forward pass, the gradient of the images and that of the kernel. GFLOP/s
-count the plain convolution's operations, so an algorithm that needs fewer can exceed the
-matmul peak, which is measured first. ``*`` marks what is chosen. Leave the machine alone.
+For each shape it runs the algorithm that ``jaxcifar.core.conv`` chooses (marked ``*``) and XLA's
+own. It prints milliseconds and GFLOP/s of the forward pass, the gradient of the images and that
+of the kernel. GFLOP/s count the operations of the plain convolution, so an algorithm that needs
+fewer can exceed the matmul peak, which is measured first. Leave the machine alone.
 """
 
 import argparse
@@ -14,25 +14,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxcifar.runtime import process as runtime
+from jaxcifar.runtime import memory
 
-runtime.prepare()
-runtime.dispatch_in_turn()
+memory.share_one_arena()  # before libraries start threads
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from jaxcifar.core import (
-    conv,
-    layers,
-)
+from jaxcifar.core import conv, layers  # noqa: E402
 from jaxcifar.core.models import create_model  # noqa: E402
+from jaxcifar.runtime import process  # noqa: E402
+
+process.start(use_compile_cache=False)
 
 Layer = tuple[tuple[int, ...], tuple[int, ...], int, int]
 
 
 def fastest(function: Callable[..., Any], *arguments: Any, repeats: int) -> float:
-    """Seconds of the fastest call after the first."""
+    """Return the seconds of the fastest call after the first."""
     function = jax.jit(function)
     jax.block_until_ready(function(*arguments))
     seconds = []
@@ -44,7 +43,7 @@ def fastest(function: Callable[..., Any], *arguments: Any, repeats: int) -> floa
 
 
 def matmul_peak(dtype: str, repeats: int) -> float:
-    """GFLOP/s of a square product that sums in float32."""
+    """Measure GFLOP/s of a square product that sums in float32."""
     size = 2048
     a = jnp.ones((size, size), dtype)
     seconds = fastest(
@@ -54,7 +53,7 @@ def matmul_peak(dtype: str, repeats: int) -> float:
 
 
 def convolutions(model: str, batch_size: int) -> Counter[Layer]:
-    """The shapes of images and kernel, stride and padding, with how often each is there."""
+    """Count the convolutions of a model by shapes, stride and padding."""
     seen: Counter[Layer] = Counter()
 
     def record(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
@@ -72,25 +71,24 @@ def convolutions(model: str, batch_size: int) -> Counter[Layer]:
 
 
 def widths(batch_size: int) -> Counter[Layer]:
-    """A 3x3 layer on 8x8 pixels, ever wider: the time should grow with the square."""
+    """Return 3x3 layers on 8x8 pixels; the time should grow with the square of the width."""
     return Counter(
         ((batch_size, 8, 8, width), (3, 3, width, width), 1, 1) for width in (32, 64, 128, 256, 512)
     )
 
 
 def candidates(layer: Layer) -> Iterator[str]:
-    """The algorithms that can run a layer in bearable time."""
+    """Yield the chosen algorithm and, unless it takes about a second, XLA's own."""
     image_shape, kernel_shape, stride, padding = layer
-    chosen = conv.choose(
-        image_shape, kernel_shape, stride=stride, padding=padding, dtype="float32", backend="cpu"
-    )
+    x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (image_shape, kernel_shape))
+    chosen = conv.choose(x, kernel, stride, padding, backend="cpu", exact=False)
     yield chosen
-    if chosen not in ("xla", "dense"):  # where dense is chosen, XLA's own takes about a second
+    if chosen not in ("xla", "dense"):
         yield "xla"
 
 
 def measure(layer: Layer, algorithm: str, dtype: str, repeats: int) -> dict[str, float]:
-    """Seconds of the three passes."""
+    """Return the seconds of the three passes."""
     image_shape, kernel_shape, stride, padding = layer
     x = jax.random.normal(jax.random.key(0), image_shape, dtype)
     kernel = jax.random.normal(jax.random.key(1), kernel_shape, dtype)
@@ -115,7 +113,7 @@ def measure(layer: Layer, algorithm: str, dtype: str, repeats: int) -> dict[str,
 
 
 def main() -> None:
-    """Prints the table and writes the JSON file."""
+    """Print the table and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["vgg16", "resnet50_layer4"])
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
@@ -123,7 +121,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    runtime.keep_freed_memory()
+    process.keep_freed_memory()
     repeats, results = arguments.repeats, []
     for dtype in arguments.precision:
         peak = matmul_peak(dtype, repeats)

@@ -1,9 +1,9 @@
-"""The programs that are compared: each prepares one task and returns a function of steps.
+"""The programs to compare: each prepares one task and returns a function of steps.
 
 ``prepare(task, model, precision, batch_size)`` returns ``run(steps)``, which does that many
 steps and waits for the last. Tasks: ``train`` (a step on a batch in memory), ``evaluate``
-(logits of a batch), ``epoch`` (what the training loop does for each step: take the next
-batch, augment, normalise, train).
+(logits of a batch), ``epoch`` (a step of the training loop: take the next batch, augment,
+normalize, train).
 """
 
 from collections.abc import Callable
@@ -12,51 +12,49 @@ from typing import Any
 import numpy as np
 
 Run = Callable[[int], None]
-IMAGES = 5000  # enough for every batch to be another
+IMAGES = 5000  # so that successive batches differ
 
 
 def draw() -> tuple[np.ndarray, np.ndarray]:
-    """Random images and labels: speed does not depend on them."""
+    """Return random images and labels, on which speed does not depend."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
     return images, rng.integers(0, 10, IMAGES).astype(np.int32)
 
 
 def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> Run:
-    """The package, through the functions that its training loop calls."""
+    """jaxcifar, by the functions that its training loop calls."""
     import jax
-    import jax.numpy as jnp
 
     from jaxcifar.core import state, steps
+    from jaxcifar.core.inference import forward
     from jaxcifar.core.models import create_model
-    from jaxcifar.data import Examples
-    from jaxcifar.runtime import process as runtime
+    from jaxcifar.runtime.process import computes_on_cpu
 
     net = create_model(model, dtype=precision)
     schedule = state.make_schedule(1e-3, decay_rate=1 / 3, decay_steps=10_000)
     train_state = state.create_state(jax.random.key(0), net, state.make_optimizer(schedule))
-    examples = jax.device_put(Examples(*draw()))
+    examples = jax.device_put(steps.Examples(*draw()))
     totals = steps.Metrics.zeros()
     if task == "evaluate":
-        indices = jnp.arange(batch_size)
+        images, logits = examples.images[:batch_size], jax.jit(forward)
 
         def evaluate(count: int) -> None:
             for _ in range(count):
-                result = steps.eval_step_at(train_state, totals, examples, indices)
-                jax.block_until_ready(result)
+                jax.block_until_ready(logits(train_state, images))
 
         return evaluate
     order = state.epoch_order(jax.random.key(1), 0, examples=IMAGES, batch_size=batch_size)
     key = jax.random.key(2)
 
-    on_cpu = runtime.computes_on_cpu()
+    on_cpu = computes_on_cpu()
 
     def train(count: int) -> None:
         nonlocal train_state, totals
         for _ in range(count if on_cpu else 1):
             train_state, totals = steps.train_steps_at(
                 *(train_state, totals, examples, order, key),
-                augment=task == "epoch",
+                augment="crop-flip" if task == "epoch" else "none",
                 count=1 if on_cpu else count,
             )
             jax.block_until_ready(totals)
@@ -65,7 +63,7 @@ def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> 
 
 
 def prepare_stock(task: str, model: str, precision: str, batch_size: int) -> Run:
-    """A port with Flax's own layers, on a normalised batch."""
+    """A port with Flax's own layers, on a normalized batch."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -191,7 +189,7 @@ class Normalize:
         self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
 
     def __call__(self, image: Any) -> Any:
-        """Maps uint8 ``(32, 32, 3)`` to float32 ``(3, 32, 32)``."""
+        """Map uint8 ``(32, 32, 3)`` to float32 ``(3, 32, 32)``."""
         import torch
 
         tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -199,7 +197,7 @@ class Normalize:
 
 
 def load_one_by_one(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Any:
-    """The original's loader in one process: each image is cropped, flipped and normalised."""
+    """The original's loader in one process, which crops, flips and normalizes image by image."""
     import torch
     from PIL import Image, ImageOps
 

@@ -87,12 +87,7 @@ def call(name: str, argv: Sequence[str]) -> int | None:
 
 
 def parse(name: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Return the values of the flags given for a command, and no others.
-
-    Raises:
-      UserError: an unknown flag, or a value that cannot be read.
-      SystemExit: after ``--help``.
-    """
+    """Return the values of the flags given for a command, and no others."""
     command = COMMANDS[name]
     parser = make_parser(command.options, f"jaxcifar {name}", command.description)
     return vars(parser.parse_args(argv))

@@ -4,10 +4,7 @@ from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """Raised for errors the user can fix: what happened, then what to do, in one line.
-
-    Commands print the message and exit with code 2.
-    """
+    """Raised for errors the user can fix; commands print the one line and exit with code 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))

@@ -105,7 +105,7 @@ def _write_report(run: setup.Run, logits: np.ndarray) -> None:
         names = run.metadata["class_names"]
         outputs = page.save_outputs(run.directory, run.total_steps, names, logits, run.test)
         page.write_report([run.directory], [outputs])
-    except OSError as error:
+    except (OSError, UserError) as error:
         log.warning(
             "the report could not be written (%s); write it with: jaxcifar report %s",
             *(error, shlex.quote(str(run.directory.path))),

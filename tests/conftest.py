@@ -53,7 +53,7 @@ def real_cifar10() -> Path:
 
 
 def loaded_by(imports: str, names: tuple[str, ...]) -> list[str]:
-    """Return which of these modules a fresh process has loaded after ``import`` of others."""
+    """Return which modules a fresh process has loaded after ``import`` of others."""
     code = f"import sys, {imports}; print(*[m for m in {names} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return out.stdout.split()
@@ -61,14 +61,8 @@ def loaded_by(imports: str, names: tuple[str, ...]) -> list[str]:
 
 def run_config(workdir: Path, **changes: Any) -> TrainConfig:
     """A short run of the ResNet on whatever ``data.load`` gives."""
-    options = {
-        "model": "resnet50_layer4",
-        "dataset": "digits",
-        "batch_size": 8,
-        "report": False,
-        "log_every": 2,
-    }
-    return TrainConfig(workdir=str(workdir), **{**options, **changes})
+    options = {"model": "resnet50_layer4", "dataset": "digits", "batch_size": 8, "log_every": 2}
+    return TrainConfig(workdir=str(workdir), **options | {"report": False} | changes)
 
 
 def assert_same(first: Any, second: Any) -> None:
@@ -79,11 +73,11 @@ def assert_same(first: Any, second: Any) -> None:
 def use_few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every data set forty training and twenty test digits."""
     digits = data.load("digits")
-    few = data.Dataset(
-        data.Examples(*(array[:40] for array in digits.train)),
-        data.Examples(*(array[:20] for array in digits.test)),
-        digits.class_names,
+    train, test = (
+        data.Examples(images[:count], labels[:count])
+        for (images, labels), count in ((digits.train, 40), (digits.test, 20))
     )
+    few = data.Dataset(train, test, digits.class_names)
     monkeypatch.setattr(data, "load", lambda name, data_dir=None: few)
 
 

@@ -28,10 +28,8 @@ def option(
     help: str,
     range: Range | None = None,
     *,
-    may_change: bool = False,  # by a resumed run
-    of_process: bool = False,  # of one process of a run, not saved
-    positional: bool = False,  # on the command line
-    metavar: str = "PATH",  # of a text
+    positional: bool = False,
+    metavar: str = "PATH",
 ) -> Any:
     """Return a dataclass field with its help; a value of None is not checked."""
     return dataclasses.field(default=default, metadata=locals())

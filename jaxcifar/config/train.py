@@ -32,6 +32,12 @@ def folder_path(dataset: str) -> Path:
     return Path(os.path.expanduser(dataset.removeprefix(FOLDER_PREFIX)))
 
 
+# What a resumed run may change, and what belongs to one process of a run and is not saved.
+MAY_CHANGE = {
+    *("data_dir", "workdir", "resume", "epochs", "compile_cache", "on_nonfinite", "report"),
+    *("log_every", "checkpoint_every", "keep"),
+}
+OF_PROCESS = ("coordinator", "num_processes", "process_id")
 DATASET = Range(f"one of {DATASETS}", is_dataset)
 
 
@@ -51,16 +57,12 @@ class TrainConfig(Options):
         None,
         "where the data is or will be downloaded to: a TFDS directory, or one that holds a CIFAR"
         " archive or its unpacked folder (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
-        may_change=True,
     )
-    workdir: str | None = option(
-        None, "the run directory (default: runs/DATASET-MODEL-TIME)", may_change=True
-    )
+    workdir: str | None = option(None, "the run directory (default: runs/DATASET-MODEL-TIME)")
     resume: bool = option(
         False,
         "continue the run in --workdir from its last checkpoint, with its saved options; only"
         " --epochs and the options for logging and checkpoints can change",
-        may_change=True,
     )
     init_from: str | None = option(
         None,
@@ -69,7 +71,7 @@ class TrainConfig(Options):
         " layer is reinitialised if the number of classes differs",
     )
     ema: bool = option(False, "use the exponential moving average in the torch file of --init-from")
-    epochs: int = option(1, "passes over the training images", POSITIVE, may_change=True)
+    epochs: int = option(1, "passes over the training images", POSITIVE)
     batch_size: int = option(
         100, "images per step; the last partial batch of each epoch is dropped", POSITIVE
     )
@@ -113,32 +115,29 @@ class TrainConfig(Options):
         Range("between 0 and 4294967295", lambda value: 0 <= value < 2**32),
     )
     compile_cache: bool = option(
-        True, "do not keep compiled programs in the user's cache directory", may_change=True
+        True, "do not keep compiled programs in the user's cache directory"
     )
     on_nonfinite: Literal["stop", "skip"] = option(
         "stop",
         "when a loss is not finite: stop, or skip (and count) the updates whose loss or gradients"
         " are not finite",
-        may_change=True,
     )
     coordinator: str | None = option(
         None,
         "for training with several processes: HOST:PORT of process 0, the same for all; auto"
         " takes this and the next two from Slurm, Kubernetes, Open MPI or the TPU",
-        of_process=True,
         metavar="HOST:PORT",
     )
-    num_processes: int | None = option(None, "their number", POSITIVE, of_process=True)
-    process_id: int | None = option(None, "the index of this one, from 0", of_process=True)
-    report: bool = option(True, "do not write a report to WORKDIR/report", may_change=True)
-    log_every: int = option(100, "steps between two reported losses", POSITIVE, may_change=True)
+    num_processes: int | None = option(None, "their number", POSITIVE)
+    process_id: int | None = option(None, "the index of this one, from 0")
+    report: bool = option(True, "do not write a report to WORKDIR/report")
+    log_every: int = option(100, "steps between two reported losses", POSITIVE)
     checkpoint_every: int = option(
         0,
         "steps between two checkpoints, in addition to one after each epoch (0: none)",
         Range("0 or more", lambda value: value >= 0),
-        may_change=True,
     )
-    keep: int = option(3, "how many of the last checkpoints to keep", POSITIVE, may_change=True)
+    keep: int = option(3, "how many of the last checkpoints to keep", POSITIVE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,9 +165,8 @@ class TrainConfig(Options):
         return cast(Augmentation, auto if self.augment == "auto" else self.augment)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options to save: all but those of one process."""
-        fields = dataclasses.fields(self)
-        return {f.name: getattr(self, f.name) for f in fields if not f.metadata["of_process"]}
+        """Return the options to save."""
+        return {name: value for name, value in vars(self).items() if name not in OF_PROCESS}
 
     @classmethod
     def from_json(cls, path: Path) -> Self:
@@ -189,14 +187,12 @@ class TrainConfig(Options):
 
     def check_resumes(self, saved: Mapping[str, Any], path: Path) -> None:
         """Raise ``UserError`` if an option may not change and is not what the run started with."""
-        for field in dataclasses.fields(self):
-            if field.metadata["may_change"] or field.name not in saved:
-                continue
-            new, old = getattr(self, field.name), saved[field.name]
+        for name, new in self.to_dict().items():
+            old = saved.get(name, new)
             folders = str(new).startswith(FOLDER_PREFIX) and str(old).startswith(FOLDER_PREFIX)
-            moved = field.name == "dataset" and folders  # its images are compared instead
-            if new not in (old, None) and not moved:
+            moved = name == "dataset" and folders  # its images are compared instead
+            if new not in (old, None) and name not in MAY_CHANGE and not moved:
                 raise UserError(
-                    f"{flag(field.name)} {new} is not what {path} was started with ({old}):"
-                    " leave it out, or start a run in another --workdir"
+                    f"{flag(name)} {new} is not what {path} was started with ({old}): leave it"
+                    " out, or start a run in another --workdir"
                 )

@@ -44,7 +44,7 @@ def flip(images: jax.Array, mirrored: jax.Array) -> jax.Array:
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
-def normalize(images: jax.Array, dtype: DTypeLike = np.float32) -> jax.Array:
+def normalize(images: jax.Array | np.ndarray, dtype: DTypeLike = np.float32) -> jax.Array:
     """Return ``(pixel / 255 - MEAN) / STD`` of uint8 images ``(N, H, W, 3)``.
 
     The 256 values of each channel are computed in numpy and looked up, which is bit-equal to

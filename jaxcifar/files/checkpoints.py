@@ -23,10 +23,7 @@ DIGEST = "sha256_of_values"  # in a checkpoint's metadata
 
 
 class Checkpoints:
-    """The checkpoints in ``directory/STEP``: the last ``keep``, and the best by validation.
-
-    A context manager; leaving it waits until everything saved is on disk.
-    """
+    """The last ``keep`` checkpoints, and the best by validation; on exit all are on disk."""
 
     def __init__(self, directory: Path, *, keep: int) -> None:
         for name in ("absl", "asyncio"):  # Orbax and its threads log there what we say in a line

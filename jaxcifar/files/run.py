@@ -29,11 +29,7 @@ class RunDirectory:
 
     @classmethod
     def for_run(cls, config: TrainConfig) -> Self:
-        """Return the directory for a run, without creating it.
-
-        Raises:
-          UserError: it holds a run already, or none to resume.
-        """
+        """Return the directory for a run; it holds none, or, to resume, a checkpoint."""
         name = f"{_name(config.dataset)}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
         run = cls(Path(config.workdir or Path("runs") / name))
         if config.resume and run.last_step() is None:
@@ -92,11 +88,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the directory and keep other runs out; the lock of a dead process is free.
-
-        Raises:
-          UserError: another run uses it, or it cannot be written to.
-        """
+        """Create the directory and keep other runs out; the lock of a dead process is free."""
         lock = filelock.FileLock(self.path / "lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

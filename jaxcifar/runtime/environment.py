@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
@@ -14,10 +15,8 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Return the versions of Python and of the packages that are installed."""
     installed = {"python": platform.python_version()}
     for package in packages:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return installed
 
 

@@ -1,4 +1,4 @@
-"""What a process asks of glibc's allocator. Imports nothing heavy; without glibc it does nothing.
+"""What a process asks of glibc's allocator; without glibc, nothing. Imports nothing heavy.
 
 By default glibc returns the several hundred MB of a CPU step to the system after each step and
 gets them back page by page, which took a fifth of a step's time.
@@ -7,8 +7,7 @@ gets them back page by page, which took a fifth of a step's time.
 import ctypes
 import os
 
-# mallopt's parameters, from glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt's parameters, from malloc.h
 
 
 def share_one_arena() -> None:
@@ -17,15 +16,11 @@ def share_one_arena() -> None:
 
 
 def keep_freed() -> None:
-    """Keep freed memory in the process; call it after the first step.
-
-    Earlier, it would keep what the compiler frees, in pieces.
-    """
+    """Keep freed memory; call it after the first step, to not keep what the compiler frees."""
     _mallopt(_MMAP_MAX, 0)
     _mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _mallopt(parameter: int, value: int) -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
+    if os.name == "posix" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(parameter, value)

@@ -29,7 +29,7 @@ def computes_on_cpu() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory in the process if it computes on a CPU; call it after the first step."""
+    """Call ``memory.keep_freed`` if JAX computes on a CPU."""
     if computes_on_cpu():
         memory.keep_freed()
 

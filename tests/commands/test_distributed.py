@@ -13,16 +13,15 @@ import pytest
 from jaxcifar.files import weights
 from jaxcifar.files.run import RunDirectory
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 # At a larger rate, or with biases before batch norms, float32 runs part: see docs/scaling.md.
-OPTIONS = ["--model", "vgg16", "--dataset", "digits", "--batch-size", "96"]
-OPTIONS += ["--learning-rate", "1e-6", "--log-every", "1"]
+OPTIONS = "--model vgg16 --dataset digits --batch-size 96 --learning-rate 1e-6 --log-every 1"
 
 
-def start(folder, devices, *more):
+def start(path, devices, options=""):
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxcifar.train", "--workdir", str(folder), *OPTIONS, *more],
+        [sys.executable, *f"-m jaxcifar.train --workdir {path} {OPTIONS} {options}".split()],
         env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -30,20 +29,15 @@ def start(folder, devices, *more):
     )
 
 
-def start_two(folder, *more):
+def start_two(path, options=""):
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for process_id in range(2):
-        where = ["--coordinator", f"localhost:{port}", "--num-processes", "2"]
-        where += ["--process-id", str(process_id)]
-        processes.append(start(folder, 2, *where, *more))
-    return processes
+        options += f" --coordinator localhost:{free.getsockname()[1]} --num-processes 2"
+    return [start(path, 2, f"{options} --process-id {index}") for index in range(2)]
 
 
 def finish(*processes):
-    """What each printed: a list of (stdout, stderr). None may have failed."""
+    """Return what each printed, a list of (stdout, stderr); none may have failed."""
     outputs = [process.communicate(timeout=400) for process in processes]
     for process, (_, error) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, error
@@ -57,19 +51,17 @@ def wait_for_step(process, step):
     raise AssertionError(process.stderr.read())
 
 
-def assert_close(folder, reference):
-    """The parameters as one vector, over their length."""
-    ours, theirs = (
-        np.concatenate(
-            [np.ravel(p) for p in jax.tree.leaves(weights.load(path).variables["params"])]
-        )
-        for path in (folder, reference)
+def assert_close(path, reference):
+    """The parameters, as one vector, are within 1e-5 of their length."""
+    first, second = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(loaded.variables["params"])])
+        for loaded in map(weights.load, (path, reference))
     )
-    assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
+    assert np.linalg.norm(first - second) <= 1e-5 * np.linalg.norm(second)
 
 
 def assert_ends(process):
-    """Within a minute, with our line, or JAX's where it waited for the dead one in a save."""
+    """Within a minute, with our line, or with JAX's if it waited for the dead one in a save."""
     _, error = process.communicate(timeout=60)
     if process.returncode == 2:
         assert "another process of the run has ended" in error
@@ -81,29 +73,26 @@ def assert_ends(process):
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    """The folder of a run in one process with four devices."""
-    folder = tmp_path_factory.mktemp("one")
-    finish(start(folder, 4))
-    return folder
+    """A run in one process with four devices."""
+    path = tmp_path_factory.mktemp("one")
+    finish(start(path, 4))
+    return path
 
 
 def test_two_processes_end_as_one_does(one_process, tmp_path):
-    (out, _), (silent_out, silent_err) = finish(*start_two(tmp_path))
+    (out, _), silent = finish(*start_two(tmp_path))
     assert "Accuracy of the model on the test images" in out
-    assert silent_out == ""
-    assert silent_err == ""
+    assert silent == ("", "")
     assert_close(tmp_path, one_process)
-    ours, theirs = (RunDirectory(path).read_metrics() for path in (tmp_path, one_process))
-    assert [r["step"] for r in ours] == [r["step"] for r in theirs]
-    np.testing.assert_allclose(
-        [r["loss"] for r in ours], [r["loss"] for r in theirs], rtol=1e-5, atol=0
-    )
+    records, expected = (RunDirectory(path).read_metrics() for path in (tmp_path, one_process))
+    assert [r["step"] for r in records] == [r["step"] for r in expected]
+    losses = [[r["loss"] for r in each] for each in (records, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-5, atol=0)
 
 
-def test_stopped_and_killed_runs_go_on(one_process, tmp_path):
+def test_stopped_and_killed_runs_resume(one_process, tmp_path):
     # A signal to one process stops both after the same step.
-    often = ["--checkpoint-every", "4"]
-    first, second = start_two(tmp_path, *often)
+    first, second = start_two(tmp_path, "--checkpoint-every 4")
     wait_for_step(first, 3)
     second.send_signal(signal.SIGTERM)
     _, error = first.communicate(timeout=60)
@@ -112,7 +101,7 @@ def test_stopped_and_killed_runs_go_on(one_process, tmp_path):
     assert "continue with: jaxcifar train --workdir" in error
 
     # A process that is killed ends the other.
-    first, second = start_two(tmp_path, "--resume", *often)
+    first, second = start_two(tmp_path, "--resume --checkpoint-every 4")
     wait_for_step(first, 6)
     second.kill()
     assert_ends(first)
@@ -123,7 +112,7 @@ def test_stopped_and_killed_runs_go_on(one_process, tmp_path):
     assert_close(tmp_path, one_process)
 
 
-def test_the_first_process_gone_ends_the_others(tmp_path):
+def test_the_end_of_the_first_process_ends_the_others(tmp_path):
     first, second = start_two(tmp_path)
     wait_for_step(first, 3)
     first.kill()

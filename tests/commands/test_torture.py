@@ -14,15 +14,15 @@ from jaxcifar.files.run import RunDirectory
 pytestmark = pytest.mark.xdist_group("processes")
 
 # Every step writes a checkpoint, so that most kills fall into one.
-OPTIONS = ["--model", "resnet50_layer4", "--dataset", "digits", "--batch-size", "90"]
-OPTIONS += ["--epochs", "1", "--checkpoint-every", "1", "--log-every", "5"]
+OPTIONS = "--model resnet50_layer4 --dataset digits --batch-size 90 --checkpoint-every 1"
 
 
-def start(workdir, *more):
-    command = [sys.executable, "-m", "jaxcifar", "train", "--workdir", str(workdir)]
-    return subprocess.Popen(
-        [*command, *OPTIONS, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(workdir, options=""):
+    command = [
+        sys.executable,
+        *f"-m jaxcifar train --workdir {workdir} {OPTIONS} {options}".split(),
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process, timeout=None):
@@ -69,6 +69,6 @@ def test_killed_runs_end_as_an_undisturbed_one(kills, tmp_path):
             killed += 1
             print(f"kill {killed} after {moment:.1f} s", flush=True)  # make torture shows it
             saved = RunDirectory(workdir).last_step() is not None
-            process = start(workdir, *(["--resume"] if saved else []))
+            process = start(workdir, "--resume" if saved else "")
         assert result(workdir) == expected, f"run {runs} ended differently"
         shutil.rmtree(workdir)  # half a gigabyte

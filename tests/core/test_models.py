@@ -26,30 +26,25 @@ def test_counts_equal_the_state_dicts(name, parameters, statistics, entries):
     assert len(params) + len(stats) == entries
 
 
-def vgg16_names():
-    layers = [f"classifier/{i}" for i in (1, 5)]
-    layers += [f"features/{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)]
-    names = {f"{layer}/{leaf}" for layer in layers for leaf in ("kernel", "bias")}
-    return names | {"classifier/2/scale", "classifier/2/bias"}
-
-
-def resnet_names():
-    units = ["layer1"]
-    for layer, blocks, down in (("layer2", 3, 2), ("layer3", 4, 3), ("layer4", 6, None)):
-        for block in range(blocks):
-            shortcut = "downsize" if block == down else "make_equal_channel"
-            parts = ("layer/0", "layer/1", "layer/2", shortcut)
-            units += [f"{layer}/{block}/{part}" for part in parts]
-    leaves = ("0/kernel", "0/bias", "1/scale", "1/bias")
-    return {f"{u}/{leaf}" for u in units for leaf in leaves} | {"fc/kernel", "fc/bias"}
+BLOCKS = [f"layer{i}/{block}" for i, count in ((2, 3), (3, 4), (4, 6)) for block in range(count)]
+SHORTCUTS = {"layer2/2": "downsize", "layer3/3": "downsize"}
+UNITS = ["layer1"]
+for block in BLOCKS:
+    shortcut = SHORTCUTS.get(block, "make_equal_channel")
+    UNITS += [f"{block}/{unit}" for unit in ("layer/0", "layer/1", "layer/2", shortcut)]
+RESNET_LAYERS = [*(f"{unit}/{index}" for unit in UNITS for index in range(2)), "fc"]
+VGG_FEATURES = [f"features/{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)]
+VGG_LAYERS = [*VGG_FEATURES, "classifier/1", "classifier/2", "classifier/5"]
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("vgg16", vgg16_names()), ("resnet50_layer4", resnet_names())]
+    ("name", "layers"), [("vgg16", VGG_LAYERS), ("resnet50_layer4", RESNET_LAYERS)]
 )
-def test_the_tree_has_the_names_of_the_state_dict(name, expected):
-    params = abstract_variables(create_model(name))["params"]
-    assert flatten_dict(params, sep="/").keys() == expected
+def test_the_tree_has_the_names_and_the_order_of_the_state_dict(name, layers):
+    params = flatten_dict(abstract_variables(create_model(name, num_classes=7))["params"])
+    assert list(dict.fromkeys("/".join(path[:-1]) for path in params)) == layers
+    assert {path[-1] for path in params} == {"kernel", "scale", "bias"}
+    assert list(params.values())[-1].shape == (7,)
 
 
 def assert_normal(values, std):
@@ -88,11 +83,7 @@ def test_initializers(name):
             assert_uniform(leaf, 1 / np.sqrt(np.prod(kernel.shape[:-1])))
 
 
-def test_num_classes_and_dropout_are_arguments():
-    params = abstract_variables(create_model("vgg16", num_classes=7))["params"]
-    assert params["classifier"]["5"]["kernel"].shape == (512, 7)
-    params = abstract_variables(create_model("resnet50_layer4", num_classes=7))["params"]
-    assert params["fc"]["kernel"].shape == (1024, 7)
+def test_create_model_takes_the_dropout_rate_and_refuses_an_unknown_name():
     assert create_model("vgg16", dropout_rate=0.25).dropout_rate == 0.25
     with pytest.raises(ValueError, match="unknown model 'vgg17': use one of vgg16, "):
         create_model("vgg17")
@@ -104,7 +95,7 @@ def test_parameters_are_float32_or_wider_and_logits_have_the_compute_dtype(name,
     with jax.enable_x64(dtype == "float64"):
         model = create_model(name, dtype=dtype)
         variables = abstract_variables(model)
-        # The count of batches is an integer.
+        # int32 is the number of batches.
         assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {kept, "int32"}
         images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
         logits = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)

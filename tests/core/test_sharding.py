@@ -21,15 +21,14 @@ import pytest
     ],
 )
 def test_devices_agree(dtype, learning_rate, bound):
-    done = subprocess.run(
-        [sys.executable, "tests/core/train_on_devices.py", dtype, learning_rate],
+    output = subprocess.run(
+        [sys.executable, "-m", "tests.core.train_on_devices", dtype, learning_rate],
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"},
         cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    differences = json.loads(done.stdout.splitlines()[-1])
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    differences = json.loads(output.splitlines()[-1])
     assert len(differences) == 3  # of 2, 4 and 8 devices from 1
     for by_name in differences:
         assert by_name.keys() == {"logits", "losses", "params"}

@@ -15,7 +15,7 @@ from jaxcifar.core import steps
 from jaxcifar.core.inference import forward
 from jaxcifar.core.models import create_model
 from jaxcifar.core.state import create_state, epoch_order, make_optimizer, make_schedule
-from tests.core.train_on_devices import Tiny
+from tests.tiny import Tiny
 
 KEY, ORDER_KEY = jax.random.key(1), jax.random.key(2)
 
@@ -57,9 +57,7 @@ def test_optimizer_is_torchs_adam(rng):
 
 
 def test_epoch_order_is_a_permutation_of_key_and_epoch():
-    def draw(key, epoch):
-        return np.asarray(epoch_order(key, epoch, examples=103, batch_size=10))
-
+    draw = partial(epoch_order, examples=103, batch_size=10)
     order = draw(ORDER_KEY, 0)
     assert order.shape == (10, 10)
     assert len(np.unique(order)) == 100
@@ -118,9 +116,7 @@ def test_a_scan_of_steps_is_the_same_steps(digits):
 @pytest.mark.parametrize("augmentation", ["none", "crop", "crop-flip"])
 def test_the_augmentation_is_the_one_asked_for(augmentation, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        steps, "augment_images", lambda key, images, each: seen.append(each) or images
-    )
+    monkeypatch.setattr(steps, "augment_images", lambda key, x, each: seen.append(each) or x)
     examples = steps.Examples(jnp.zeros((4, 32, 32, 3), jnp.uint8), jnp.zeros(4, jnp.int32))
     run = partial(steps.train_steps_at.__wrapped__, augment=augmentation)
     arguments = steps.Metrics.zeros(), examples, jnp.zeros((2, 2), jnp.int32), KEY
@@ -131,9 +127,7 @@ def test_the_augmentation_is_the_one_asked_for(augmentation, monkeypatch):
 def test_dropout_differs_by_step_and_is_off_in_evaluation(digits):
     state, batch = start(create_model("vgg16", dropout_rate=0.5), 0.0), take(digits, 8)
     step = jax.jit(steps.train_step)
-    losses = [
-        step(state.replace(step=state.step + later), batch, KEY)[1].loss_sum for later in (0, 0, 1)
-    ]
+    losses = [step(state.replace(step=state.step + i), batch, KEY)[1].loss_sum for i in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
     np.testing.assert_array_equal(*(forward(state, batch.images) for _ in range(2)))
 

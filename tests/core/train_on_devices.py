@@ -1,36 +1,19 @@
 """Compares twenty steps and a forward pass on 2, 4 and 8 virtual devices with one; prints JSON.
 
-JAX_NUM_CPU_DEVICES=8 python tests/core/train_on_devices.py float32 1e-6
+JAX_NUM_CPU_DEVICES=8 python -m tests.core.train_on_devices float32 1e-6
 """
 
 import json
 import sys
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType
 
 from jaxcifar.core import inference, sharding, state, steps
-from jaxcifar.core.layers import BatchNorm, Conv, Linear, MaxPool, ReLU
+from tests.tiny import Tiny
 
 STEPS, BATCH = 20, 16
-
-
-class Tiny(nn.Module):
-    """A layer for each convolution algorithm, with batch norm and dropout."""
-
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        x = images.astype(self.dtype)
-        for index, (features, kernel_size) in enumerate([(16, 3), (16, 3), (24, 1), (24, 3)]):
-            conv = Conv(features, kernel_size, padding=kernel_size // 2, name=f"conv{index}")
-            x = BatchNorm(name=f"norm{index}")(conv(x, train=train), train=train)
-            x = MaxPool(2, 2)(ReLU()(x, train=train), train=train)
-        x = nn.Dropout(0.5)(x.reshape(len(x), -1), deterministic=not train)
-        return Linear(10)(x, train=train)
 
 
 def train(model, optimizer, devices):

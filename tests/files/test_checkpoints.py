@@ -57,30 +57,25 @@ def largest(path):
     return max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def truncate(path):
+def damage(path, kind):
+    """Damage a checkpoint in one of the ways below."""
     file = largest(path)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    content = file.read_bytes()
+    half = len(content) // 2
+    if kind == "truncated":
+        file.write_bytes(content[:half])
+    elif kind == "flipped bit":
+        file.write_bytes(content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :])
+    elif kind == "missing file":
+        file.unlink()
+    else:
+        (path / "_CHECKPOINT_METADATA").write_text("{}")
 
 
-def flip_a_bit(path):
-    file = largest(path)
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def remove_a_file(path):
-    largest(path).unlink()
-
-
-def empty_the_metadata(path):
-    (path / "_CHECKPOINT_METADATA").write_text("{}")
-
-
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove_a_file, empty_the_metadata])
-def test_training_resumes_from_before_a_corrupt_checkpoint(damage, tmp_path, caplog):
+@pytest.mark.parametrize("kind", ["truncated", "flipped bit", "missing file", "empty metadata"])
+def test_training_resumes_from_before_a_corrupt_checkpoint(kind, tmp_path, caplog):
     save(tmp_path, 1, 2, 3)
-    damage(tmp_path / "checkpoints" / "3")
+    damage(tmp_path / "checkpoints" / "3", kind)
     state = restore(tmp_path)
     assert state.step == 2
     np.testing.assert_array_equal(state.params["kernel"], 2)
@@ -93,8 +88,8 @@ def test_training_resumes_from_before_a_corrupt_checkpoint(damage, tmp_path, cap
 
 def test_without_an_intact_checkpoint_the_error_names_all(tmp_path):
     save(tmp_path, 1, 2)
-    truncate(tmp_path / "checkpoints" / "1")
-    flip_a_bit(tmp_path / "checkpoints" / "2")
+    damage(tmp_path / "checkpoints" / "1", "truncated")
+    damage(tmp_path / "checkpoints" / "2", "flipped bit")
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(2: .*; 1: .*\)"):
         restore(tmp_path)
     assert kept(tmp_path) == {1, 2}  # nothing is lost

@@ -59,7 +59,7 @@ def test_the_readme_uses_the_library_correctly(monkeypatch, capsys):
     """Without the training itself, which the test of the example runs."""
     configs = []
     history = train.History(Path("run"), [{"loss": 1.0}], 0.5, state=None)
-    monkeypatch.setattr(jaxcifar, "train_and_evaluate", lambda c: commands.append(c) or history)
+    monkeypatch.setattr(jaxcifar, "train_and_evaluate", lambda c: configs.append(c) or history)
     [(_, code, _)], names = blocks(ROOT / "README.md"), {}
     exec(compile(code, "README.md", "exec"), names)
     assert capsys.readouterr().out == "0.5 {'loss': 1.0}\n"

@@ -25,7 +25,8 @@ def dense(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Arr
 
     size = [(x.shape[i + 1] + 2 * padding - kernel.shape[i]) // stride + 1 for i in range(2)]
     taps = tuple(tuple(tap(p, o) for o in np.ndindex(*size)) for p in np.ndindex(x.shape[1:3]))
-    return _dense(x.reshape(len(x), -1), kernel, taps).reshape(len(x), *size, -1)
+    n = x.shape[0]  # symbolic when a program is exported
+    return _dense(x.reshape(n, -1), kernel, taps).reshape(n, *size, -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
