@@ -42,7 +42,7 @@ def flip(images: jax.Array, mirrored: jax.Array) -> jax.Array:
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
-def normalize(images: jax.Array, dtype: DTypeLike = np.float32) -> jax.Array:
+def normalize(images: jax.Array | np.ndarray, dtype: DTypeLike = np.float32) -> jax.Array:
     """Return ``(pixel / 255 - MEAN) / STD`` of uint8 ``(N, H, W, 3)``, bit-equal to torch's."""
     # The 256 values are computed in numpy, since XLA would turn the divisions into products.
     pixels = np.arange(256, dtype=dtype)[:, None] / np.asarray(255, dtype)
