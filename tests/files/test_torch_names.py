@@ -62,22 +62,21 @@ def test_every_swap_of_two_tensors_changes_the_logits(name, rng):
 
 
 def test_all_that_does_not_fit_is_in_one_error():
-    state_dict, model = draw("vgg16"), create_model("vgg16")
-    variables = to_flax(state_dict, model)
-    del state_dict["features.0.bias"], state_dict["classifier.2.running_var"]
-    state_dict["head.weight"] = np.zeros((3, 4), np.float32)
-    state_dict["features.2.weight"] = np.zeros((64, 64, 5, 5), np.float32)
-    with pytest.raises(PortError) as caught:
-        to_flax(state_dict, model)
-    assert str(caught.value) == (
-        "not the model's state dict: 2 missing: features.0.bias (64,),"
-        " classifier.2.running_var (512,); 1 unexpected: head.weight (3, 4);"
-        " 1 of another shape: features.2.weight (64, 64, 5, 5), expected (64, 64, 3, 3)"
-    )
-    variables["params"]["features"]["2"]["kernel"] = np.zeros((3, 3, 64, 32), np.float32)
+    model = create_model("vgg16")
+    variables = random_variables("vgg16")
+    del variables["params"]["features"]["0"]["bias"]
+    variables["params"]["head"] = {"kernel": np.zeros((4, 3), np.float32)}
+    variables["params"]["features"]["2"]["kernel"] = np.zeros((5, 5, 64, 64), np.float32)
     with pytest.raises(PortError) as caught:
         to_torch(variables, model)
-    assert caught.value.misshaped == {"features.2.weight": ((32, 64, 3, 3), (64, 64, 3, 3))}
+    fits_not = (
+        " 1 missing: features.0.bias (64,); 1 unexpected: head.weight (3, 4);"
+        " 1 of another shape: features.2.weight (64, 64, 5, 5), expected (64, 64, 3, 3)"
+    )
+    assert str(caught.value) == "not the model's variables:" + fits_not
+    with pytest.raises(PortError) as caught:
+        to_flax(torch_names.torch_view(variables), model)
+    assert str(caught.value) == "not the model's state dict:" + fits_not
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -21,10 +21,11 @@ def against(folder, monkeypatch):
     """Writes a file with the class ``Mine``, and gives the flag."""
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.chdir(folder)
 
-    def write(body, head=MINE):
+    def write(body, head=MINE, name="mine.py:Mine"):
         (folder / "mine.py").write_text(head + body + "\n")
-        return "--against", f"{folder / 'mine.py'}:Mine"
+        return "--against", name
 
     return write
 
@@ -56,12 +57,10 @@ def test_another_torch_class_is_told_apart(folder, checkpoints, against, body, w
     assert "first" not in words or "nothing was written" in message
 
 
-@pytest.mark.parametrize("value", ["none.py:Mine", "mine.py", "mine.py:", ":Mine"])
-def test_a_class_that_is_not_there_is_named(folder, checkpoints, against, monkeypatch, value):
-    against("    pass")
-    monkeypatch.chdir(folder)
-    message = refused(folder, checkpoints["vgg16"], "out", "--dry-run", "--against", value)
-    assert f"--against {value}" in message
+@pytest.mark.parametrize("name", ["none.py:Mine", "mine.py", "mine.py:", ":Mine"])
+def test_a_class_that_is_not_there_is_named(folder, checkpoints, against, name):
+    flags = against("    pass", name=name)
+    assert " ".join(flags) in refused(folder, checkpoints["vgg16"], "out", "--dry-run", *flags)
 
 
 DATACLASS = "    pass\n@dataclasses.dataclass\nclass Settings:\n    size: int = 3"

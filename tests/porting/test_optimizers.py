@@ -14,11 +14,10 @@ from tests.porting.files import VGG, VGG16, assert_equal, hollow, hollow_adam, p
 def test_adams_state_arrives(folder, capsys):
     module = torch_reference.randomize(VGG16())
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-4)
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    for _ in range(2):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(module(images), torch.arange(2)).backward()
-        optimizer.step()
+    for parameter in module.parameters():
+        parameter.grad = torch.rand_like(parameter)
+    optimizer.step()
+    optimizer.step()
     content = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 1}
     torch.save(content, folder / "in.ckpt")
     port(folder, "in.ckpt", "out", "--no-verify", "--report", folder / "report.json")
@@ -100,15 +99,11 @@ def test_something_else_in_the_optimizers_place_is_ignored(folder, capsys, optim
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_adams_moments_in_half_precision_arrive(folder, capsys, dtype):
+def test_moments_in_half_precision_arrive_unless_averages_are_taken(folder, capsys, dtype):
     adam = hollow_adam(torch.tensor(0.5, dtype=dtype))
-    printed = takes(capsys, folder, {"state_dict": VGG, "optimizer": adam})
-    assert "Adam's moments after 3 steps" in printed
+    content = {"state_dict": VGG, "ema": hollow(shift=0.5), "optimizer": adam}
+    assert "Adam's moments after 3 steps" in takes(capsys, folder, content)
     adam = weights.load(folder / "in.ckpt", optimizer=True).adam
     assert all((leaf == 0.5).all() for leaf in jax.tree.leaves(adam.mu))
-
-
-def test_the_optimizer_is_left_if_averages_are_taken(folder, capsys):
-    content = {"state_dict": VGG, "ema": hollow(shift=0.5), "optimizer": hollow_adam()}
     assert "left optimizer: it belongs to" in takes(capsys, folder, content, "--ema")
     assert weights.load(folder / "in.ckpt", ema=True, optimizer=True).adam is None

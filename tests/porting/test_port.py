@@ -33,21 +33,16 @@ def test_there_and_back_is_the_same_file(folder, capsys, modules, checkpoints, n
     assert {path.name for path in folder.iterdir()} == {"orbax", "out.ckpt", "report.json"}
 
     report = json.loads((folder / "report.json").read_text())
-    verification, versions = report.pop("verification"), report.pop("versions")
-    assert report == {
-        "input": {"path": str(path), "sha256": sha256(path)},
-        "output": {"path": str(folder / "orbax"), "format": "orbax"},
-        "model": name,
-        "num_classes": 10,
-        "tensors": len(state_dict),
-        "parameters": sum(p.numel() for p in modules[name].parameters()),
-        "adam_steps": None,
-        "notes": [],
-        "nonfinite": [],
-        "normalization": {"mean": list(augment.MEAN), "std": list(augment.STD)},
-    }
-    assert versions["torch"] == torch.__version__
-    assert {"python", "jax", "flax", "orbax-checkpoint", "numpy"} <= set(versions)
+    assert report["input"] == {"path": str(path), "sha256": sha256(path)}
+    assert report["output"] == {"path": str(folder / "orbax"), "format": "orbax"}
+    assert (report["model"], report["num_classes"]) == (name, 10)
+    assert report["tensors"] == len(state_dict)
+    assert report["parameters"] == sum(p.numel() for p in modules[name].parameters())
+    assert report["normalization"] == {"mean": list(augment.MEAN), "std": list(augment.STD)}
+    assert {"python", "jax", "flax", "orbax-checkpoint", "numpy", "torch"} <= set(
+        report["versions"]
+    )
+    verification = report["verification"]
     assert 0 < verification["largest"] <= 1e-4
     layers = {row["name"]: row for row in verification["layers"]}
     assert layers["logits"]["relative"] <= 2e-5
@@ -68,7 +63,7 @@ def file(folder):
     ("argv", "words"),
     [
         ("out.ckpt", "out.ckpt exists already"),
-        ("runs", "runs exists already"),
+        ("other", "other exists already"),
         ("new --report out.ckpt", "out.ckpt exists already"),
         ("none/out", "no folder"),
         ("other --force", "other is a folder and no checkpoint"),
@@ -89,16 +84,22 @@ def test_a_bad_place_is_refused_before_anything_is_written(folder, file, monkeyp
     assert words in refused(folder, file, *argv.split(), "--no-verify")
 
 
-def test_a_dry_run_writes_nothing_but_a_report(folder, capsys, checkpoints):
+def test_a_dry_run_compares_test_images_too_and_writes_only_the_report(
+    folder, capsys, checkpoints, monkeypatch, rng
+):
+    examples = data.Examples(rng.integers(0, 256, (60, 32, 32, 3), np.uint8), np.zeros(60))
+    calls, dataset = [], data.Dataset(examples, examples, ())
+    monkeypatch.setattr(data, "load", lambda *args: calls.append(args) or dataset)
     (folder / "out.ckpt").write_bytes(b"mine")
     before, report = listing(folder), folder / "report.json"
-    port(folder, checkpoints["vgg16"], "out.ckpt", "--dry-run", "--report", report)
+    flags = "--dry-run", "--data-dir", folder, "--report", report
+    port(folder, checkpoints["vgg16"], "out.ckpt", *flags)
+    assert calls == [("cifar10", str(folder))]
     out = capsys.readouterr().out
-    assert "verified against torch" in out
+    assert "verified against torch on 64 images" in out
     assert "dry run: nothing written" in out
     assert json.loads(report.read_text())["tensors"] == 35
     report.unlink()
-    port(folder, checkpoints["vgg16"], "out.ckpt", "--dry-run", "--no-verify")
     assert listing(folder) == before
 
 
@@ -118,9 +119,8 @@ def test_force_replaces_files_and_checkpoints(folder, file):
     assert names == {"runs", "out", "out.ckpt", "report.json"}
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite_is_named_and_kept(folder, capsys, modules, value):
-    bias = torch.tensor([value, *range(9)])
+def test_a_weight_that_is_not_finite_is_named_and_kept(folder, capsys, modules):
+    bias = torch.tensor([float("nan"), float("inf"), *range(8)])
     state_dict = modules["vgg16"].state_dict() | {"classifier.5.bias": bias}
     torch.save(state_dict, folder / "in.ckpt")
     port(folder, "in.ckpt", "out.ckpt", "--report", folder / "report.json")
@@ -131,17 +131,6 @@ def test_a_weight_that_is_not_finite_is_named_and_kept(folder, capsys, modules, 
     report = json.loads((folder / "report.json").read_text(), parse_constant=invalid.append)
     assert report["nonfinite"] == ["classifier.5.bias"]
     assert invalid == []
-
-
-def test_test_images_are_compared_too(folder, capsys, checkpoints, monkeypatch, rng):
-    images = rng.integers(0, 256, (60, 32, 32, 3), np.uint8)
-    examples = data.Examples(images, np.zeros(60, np.int32))
-    calls = []
-    dataset = data.Dataset(examples, examples, tuple("abcdefghij"))
-    monkeypatch.setattr(data, "load", lambda *args: calls.append(args) or dataset)
-    port(folder, checkpoints["vgg16"], "out", "--dry-run", "--data-dir", folder)
-    assert calls == [("cifar10", str(folder))]
-    assert "verified against torch on 64 images" in capsys.readouterr().out
 
 
 def test_without_torch_safetensors_still_port(folder, capsys, checkpoints, modules, monkeypatch):
