@@ -42,9 +42,8 @@ class History:
 def train_and_evaluate(config: TrainConfig) -> History:
     """Train as configured and evaluate on the test images.
 
-    SIGINT and SIGTERM save a checkpoint between two steps and raise ``KeyboardInterrupt``. Raises
-    ``UserError`` if the options do not fit the data, the devices or the run directory, or the loss
-    is not finite.
+    SIGINT and SIGTERM save a checkpoint and raise ``KeyboardInterrupt``. Raises ``UserError`` if
+    the options do not fit the data, the devices or the run directory, or the loss is not finite.
     """
     process.start(use_compile_cache=config.compile_cache)
     if config.coordinator is not None:
@@ -106,10 +105,8 @@ def _write_report(run: setup.Run, logits: np.ndarray) -> None:
         outputs = page.save_outputs(run.directory, run.total_steps, names, logits, run.test)
         page.write_report([run.directory], [outputs])
     except (OSError, UserError) as error:
-        log.warning(
-            "the report could not be written (%s); write it with: jaxcifar report %s",
-            *(error, shlex.quote(str(run.directory.path))),
-        )
+        path = shlex.quote(str(run.directory.path))
+        log.warning("the report could not be written (%s): try jaxcifar report %s", error, path)
 
 
 def main(config: TrainConfig) -> None:

@@ -31,10 +31,7 @@ class Outputs(NamedTuple):
 
 
 def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> TrainState:
-    """Train from where the state stands to the end, reporting and saving on the way.
-
-    ``totals`` are the sums since the epoch began.
-    """
+    """Train from where the state stands; ``totals`` are the sums since its epoch began."""
     config, on_cpu = run.config, process.computes_on_cpu()
     order, unreported = None, None
     step = start = int(state.step)
@@ -42,7 +39,12 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
         while step < run.total_steps:
             epoch, done = divmod(step, run.steps_per_epoch)
             if order is None or done == 0:
-                order = _epoch_order(run, epoch)
+                order = epoch_order(
+                    *(run.order_key, epoch),
+                    examples=len(run.train.labels),
+                    batch_size=config.batch_size,
+                )
+                order = jax.device_put(order, sharding.split(run.mesh, axis=1))
             if done == 0:
                 totals = sharding.put(Metrics.zeros(), sharding.replicated(run.mesh))
             # On an accelerator one dispatch reaches to the next report or checkpoint. On a CPU
@@ -80,19 +82,10 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
                 _save(run, outputs, state, totals, val_accuracy)
             if stops:
                 outputs.checkpoints.finish()
-                log.info(
-                    "Stopped after step %d of %d; continue with: %s",
-                    *(step, run.total_steps, run.resume_command),
-                )
+                message = "Stopped after step %d of %d; continue with: %s"
+                log.info(message, step, run.total_steps, run.resume_command)
                 raise KeyboardInterrupt(signals[0] if signals else signal.SIGTERM)
     return state
-
-
-def _epoch_order(run: Run, epoch: int) -> jax.Array:
-    """Return an epoch's batches, each split over the devices."""
-    examples, batch_size = len(run.train.labels), run.config.batch_size
-    order = epoch_order(run.order_key, epoch, examples=examples, batch_size=batch_size)
-    return jax.device_put(order, sharding.split(run.mesh, axis=1))
 
 
 def _steps_to_pause(config: TrainConfig, step: int, steps_per_epoch: int) -> int:
