@@ -70,13 +70,14 @@ def leaves(model: nn.Module) -> Leaves:
 
 def identify(arrays: Arrays, name: str | None, source: object) -> tuple[str, int]:
     """Return the name and number of classes of the model that has these keys and shapes."""
-    keys = {n: leaves(create_model(n)).keys() for n in MODELS}
-    nearest = min(MODELS, key=lambda n: len(keys[n] ^ arrays.keys()))
-    if name not in (nearest, None) and keys[nearest] == arrays.keys():
-        raise UserError(f"{source} is {nearest}, not {name}: use --model {nearest}")
+    if name is None or leaves(create_model(name)).keys() != arrays.keys():
+        keys = {n: leaves(create_model(n)).keys() for n in MODELS}
+        nearest = min(MODELS, key=lambda n: len(keys[n] ^ arrays.keys()))
+        if name is not None and keys[nearest] == arrays.keys():
+            raise UserError(f"{source} is {nearest}, not {name}: use --model {nearest}")
     what = f"is not {name}" if name else f"is no known model; the nearest is {nearest}"
     name = name or nearest
-    *_, head_bias = keys[name]
+    *_, head_bias = leaves(create_model(name))
     shape = arrays[head_bias].shape if head_bias in arrays else ()
     num_classes = shape[0] if len(shape) == 1 and shape[0] else 10
     if num_classes > MAX_CLASSES:
