@@ -83,7 +83,7 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
             if stops:
                 outputs.checkpoints.finish()
                 message = "Stopped after step %d of %d; continue with: %s"
-                log.info(message, step, run.total_steps, run.resume_command)
+                log.info(message, step, run.total_steps, run.directory.resume_command)
                 raise KeyboardInterrupt(signals[0] if signals else signal.SIGTERM)
     return state
 
@@ -103,21 +103,12 @@ def _report(run: Run, outputs: Outputs, step: int, totals: Metrics) -> None:
     epoch, done = divmod(step - 1, run.steps_per_epoch)
     loss, accuracy = totals.means()
     skipped = int(totals.nonfinite)
-    outputs.progress.result(
-        f"Epoch [{epoch + 1}/{run.config.epochs}], Step [{done + 1}/{run.steps_per_epoch}]"
-        f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else ""),
-        pace=True,
-    )
-    outputs.metrics.write(
-        step,
-        "train",
-        epoch=epoch + 1,
-        loss=loss,
-        accuracy=accuracy,
-        skipped=skipped or None,
-        learning_rate=float(run.schedule(step - 1)),
-        images_per_second=outputs.progress.images_per_second,
-    )
+    line = f"Epoch [{epoch + 1}/{run.config.epochs}], Step [{done + 1}/{run.steps_per_epoch}]"
+    line += f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else "")
+    outputs.progress.result(line, pace=True)
+    values = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "skipped": skipped or None}
+    rate, pace = float(run.schedule(step - 1)), outputs.progress.images_per_second
+    outputs.metrics.write(step, "train", **values, learning_rate=rate, images_per_second=pace)
 
 
 def _validate(run: Run, outputs: Outputs, step: int, state: TrainState) -> float | None:
@@ -127,9 +118,8 @@ def _validate(run: Run, outputs: Outputs, step: int, state: TrainState) -> float
     images, labels = run.val
     outcome = logits(state, images, batch_size=run.config.batch_size, mesh=run.mesh)
     loss, accuracy = loss_and_accuracy(outcome, labels)
-    outputs.progress.result(
-        f"Accuracy of the model on the {len(labels)} validation images: {100 * accuracy:.2f} %"
-    )
+    which = f"{len(labels)} validation images"
+    outputs.progress.result(f"Accuracy of the model on the {which}: {100 * accuracy:.2f} %")
     epoch = step // run.steps_per_epoch
     outputs.metrics.write(step, "val", epoch=epoch, loss=loss, accuracy=accuracy)
     return accuracy
@@ -158,7 +148,7 @@ def _stop(run: Run, outputs: Outputs, reason: str, step: int) -> NoReturn:
     outputs.checkpoints.finish()
     advice = "there is no checkpoint yet; start again with a lower --learning-rate"
     if saved := outputs.checkpoints.steps:
-        command = f"{run.resume_command} --on-nonfinite skip"
+        command = f"{run.directory.resume_command} --on-nonfinite skip"
         advice = f"continue from the checkpoint of step {saved[-1]} with: {command}"
     rate = float(run.schedule(step - 1))
     raise UserError(f"{reason} of {run.total_steps}, learning rate {rate:g}: {advice}")
