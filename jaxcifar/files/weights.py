@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from jaxcifar.core.models import MODELS, create_model
@@ -148,6 +149,11 @@ def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]
     if not (folder / "_CHECKPOINT_METADATA").exists():
         raise UserError(f"{path} holds no checkpoint: give a run's folder or a checkpoint")
     try:
+        for manifest in folder.glob("*/manifest.ocdbt"):  # Orbax reports each bad read with noise
+            base = f"{manifest.parent.as_uri()}/"
+            store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+            if not all(store.read(key).result().value for key in store.list().result()):
+                raise ValueError("a file is missing")
         metadata = ocp.metadata(folder)
         empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata.metadata)
         tree, info = ocp.load(folder, empty), dict(metadata.custom_metadata or {})
