@@ -37,8 +37,7 @@ def test_pixels_from_uint8_to_normalized_are_bit_equal_to_pil(images, rng):
 
 
 def test_each_image_has_its_own_uniform_corner_and_flip():
-    # The position of a single bright pixel tells the corner that was drawn.
-    count = 4096
+    count = 4096  # the place of a single bright pixel tells the corner that was drawn
     dots = jnp.zeros((count, 32, 32, 3), jnp.uint8).at[:, 16, 16].set(255)
     cropped = np.asarray(augment.augment(jax.random.key(0), dots, "crop"))[..., 0]
     rows, columns = np.divmod(cropped.reshape(count, -1).argmax(1), 32)

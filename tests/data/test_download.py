@@ -20,27 +20,18 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 BINARY = CIFAR10.archives[1]
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves one archive; ``mode`` says how: whole, broken or missing."""
-
-    daemon_threads = True
-    mode = "whole"
-    gets = 0
-
-
 class Handler(http.server.BaseHTTPRequestHandler):
+    """Sends the first ``server.sent`` bytes of an archive, and promises all."""
+
     def do_HEAD(self):
-        self.send_response(404 if self.server.mode == "missing" else 200)
+        self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(self.server.content)))
         self.end_headers()
 
     def do_GET(self):
         self.server.gets += 1
         self.do_HEAD()
-        length = len(self.server.content)
-        self.wfile.write(
-            self.server.content[: length // 2 if self.server.mode == "broken" else length]
-        )
+        self.wfile.write(self.server.content[: self.server.sent])
         self.close_connection = True
 
     def log_message(self, *args):
@@ -52,8 +43,8 @@ def register(monkeypatch):
     """Make TFDS know another address of CIFAR-10."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
-    def register(port, content=b"", sha256=None):
-        checksum = sha256 or hashlib.sha256(content).hexdigest()
+    def register(port, content=b""):
+        checksum = hashlib.sha256(content).hexdigest()
         info = UrlInfo(size=Size(len(content)), checksum=checksum, filename=BINARY)
         builder = cifar.tfds.builder_cls("cifar10")
         monkeypatch.setattr(builder, "url_infos", {f"http://127.0.0.1:{port}/{BINARY}": info})
@@ -63,7 +54,8 @@ def register(monkeypatch):
 
 @pytest.fixture
 def server(rng, tmp_path, register):
-    with Server(("127.0.0.1", 0), Handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.status, server.sent, server.gets = 200, None, 0
         server.dataset = make_dataset(rng)
         server.source = write(tmp_path / "official", server.dataset)
         server.content = (tmp_path / "official" / BINARY).read_bytes()
@@ -90,15 +82,13 @@ def test_a_download_is_found_the_next_time(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "sha256", "reason"),
-    [("broken", None, ""), ("missing", None, "404"), ("whole", "0" * 64, "checksum")],
+    ("attribute", "value", "reason"),
+    [("sent", 1000, ""), ("status", 404, "404"), ("content", b"another file", "checksum")],
 )
-def test_a_failed_download_can_be_repeated(mode, sha256, reason, server, register, tmp_path):
-    server.mode = mode
-    register(server.server_port, server.content, sha256)
-    assert reason in assert_fails(tmp_path / "data", server.source)
-    server.mode = "whole"
-    register(server.server_port, server.content)
+def test_a_failed_download_can_be_repeated(attribute, value, reason, server, monkeypatch, tmp_path):
+    with monkeypatch.context() as broken:
+        broken.setattr(server, attribute, value)
+        assert reason in assert_fails(tmp_path / "data", server.source)
     assert_equal(cifar.load(server.source, tmp_path / "data"), server.dataset)
 
 
