@@ -88,10 +88,8 @@ def prepare(data_dir, dataset, source=CIFAR10):
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
         info["splits"].append({"name": split, "filepathTemplate": template, **shards})
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
-    image, label = (
-        tfds.features.Image(shape=(32, 32, 3)),
-        tfds.features.ClassLabel(names=dataset[2]),
-    )
+    image = tfds.features.Image(shape=(32, 32, 3))
+    label = tfds.features.ClassLabel(names=dataset.class_names)
     tfds.features.FeaturesDict({"image": image, "label": label}).save_config(folder)
     return folder
 
@@ -117,7 +115,6 @@ def assert_equal(actual, expected):
 
 
 def refusal(call, *arguments):
-    """Return the one line that a call is refused with."""
     with pytest.raises(UserError) as error:
         call(*arguments)
     assert "\n" not in str(error.value)

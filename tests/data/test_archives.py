@@ -77,6 +77,10 @@ def overwritten(content):
     return lambda path: path.write_bytes(content + path.read_bytes()[len(content) :])
 
 
+def replaced(content):
+    return lambda path: path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("file", "damage", "reason"),
     [
@@ -88,10 +92,9 @@ def overwritten(content):
         (f"{BINARY}/data_batch_3.bin", Path.unlink, "-bin/data_batch_3.bin'"),
         (f"{BINARY}/test_batch.bin", overwritten(b"\x0a"), "(label 10,"),
         ("cifar-100-binary/test.bin", overwritten(b"\x00\x64"), "(label 100,"),
-        *(
-            (f"{BINARY}/batches.meta.txt", partial(Path.write_bytes, data=names), "meta.txt is dam")
-            for names in (b"", b"airplane\nautomobile\n", b"\xff\xfe" + b"\n\xff" * 9)
-        ),
+        (f"{BINARY}/batches.meta.txt", replaced(b""), "(0 class names"),
+        (f"{BINARY}/batches.meta.txt", replaced(b"airplane\nautomobile\n"), "(2 class names"),
+        (f"{BINARY}/batches.meta.txt", replaced(b"\xff" + b"\n\xff" * 9), "('utf-8' codec"),
     ],
 )
 def test_a_damaged_folder_is_refused(file, damage, reason, rng, tmp_path):
@@ -100,7 +103,7 @@ def test_a_damaged_folder_is_refused(file, damage, reason, rng, tmp_path):
     path = tmp_path / file
     damage(path)
     message = files.refusal(archives.read, path.parent, source)
-    assert str(path if "label" in reason else path.parent) in message
+    assert str(path.parent if file.startswith(PYTHON) else path) in message
     assert reason in message
 
 

@@ -60,10 +60,13 @@ def test_bad_arrays_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("source", files.SOURCES, ids=lambda source: source.name)
-def test_prepared_data_is_read_without_tensorflow(source, rng, tmp_path):
-    dataset = files.make_dataset(rng, source)
-    files.prepare(tmp_path, dataset, source)
-    files.assert_equal(data.load(source.name, tmp_path), dataset)
+def test_prepared_data_comes_first_unless_it_is_tfrecord(source, rng, tmp_path):
+    prepared, official = (files.make_dataset(rng, source) for _ in range(2))
+    info = files.prepare(tmp_path, prepared, source) / "dataset_info.json"
+    source = files.write(tmp_path / "downloads" / "manual", official, source)
+    files.assert_equal(data.load(source.name, tmp_path), prepared)
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    files.assert_equal(cifar.load(source, tmp_path), official)
 
 
 def replace_by_the_test_set(shard):
@@ -87,14 +90,6 @@ def test_damaged_prepared_data_is_refused(split, damage, rng, tmp_path):
     damage(shard)
     message = files.refusal(cifar.load, archives.CIFAR10, tmp_path)
     assert message.startswith(f"{shard} is damaged or missing")
-
-
-def test_prepared_tfrecord_is_passed_over(rng, tmp_path):
-    dataset = files.make_dataset(rng)
-    info = files.prepare(tmp_path, dataset) / "dataset_info.json"
-    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    source = files.write(tmp_path / "downloads" / "manual", dataset)
-    files.assert_equal(cifar.load(source, tmp_path), dataset)
 
 
 def test_real_cifar10(real_cifar10):

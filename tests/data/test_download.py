@@ -38,28 +38,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def register(monkeypatch):
+def register(monkeypatch, port, content=b""):
     """Make TFDS know another address of CIFAR-10."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-    def register(port, content=b""):
-        checksum = hashlib.sha256(content).hexdigest()
-        info = UrlInfo(size=Size(len(content)), checksum=checksum, filename=BINARY)
-        builder = cifar.tfds.builder_cls("cifar10")
-        monkeypatch.setattr(builder, "url_infos", {f"http://127.0.0.1:{port}/{BINARY}": info})
-
-    return register
+    checksum = hashlib.sha256(content).hexdigest()
+    info = UrlInfo(size=Size(len(content)), checksum=checksum, filename=BINARY)
+    builder = cifar.tfds.builder_cls("cifar10")
+    monkeypatch.setattr(builder, "url_infos", {f"http://127.0.0.1:{port}/{BINARY}": info})
 
 
 @pytest.fixture
-def server(rng, tmp_path, register):
+def server(rng, tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.status, server.sent, server.gets = 200, None, 0
         server.dataset = make_dataset(rng)
         server.source = write(tmp_path / "official", server.dataset)
         server.content = (tmp_path / "official" / BINARY).read_bytes()
-        register(server.server_port, server.content)
+        register(monkeypatch, server.server_port, server.content)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
@@ -93,11 +88,11 @@ def test_a_failed_download_can_be_repeated(attribute, value, reason, server, mon
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_without_an_answer_there_is_no_long_wait(silent, register, tmp_path, monkeypatch):
+def test_without_an_answer_there_is_no_long_wait(silent, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "PROBE_SECONDS", 1.0)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if silent:
             listener.listen()
-        register(listener.getsockname()[1])
+        register(monkeypatch, listener.getsockname()[1])
         assert "no answer" in assert_fails(tmp_path / "data")
