@@ -13,6 +13,9 @@ from jaxcifar.core.conv import ALGORITHMS, choose, conv2d
 from jaxcifar.core.conv.matmul import matmul
 from jaxcifar.core.conv.winograd import winograd
 
+# In float64 the transforms are exact.
+WINOGRAD_BOUNDS = {"float32": 1e-4, "bfloat16": 2**-8, "float64": 1e-13}
+
 
 def numpy_conv2d(x, kernel, stride, padding):
     x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -27,7 +30,6 @@ def draw(seed, *shapes, dtype="float32"):
 
 @partial(jax.jit, static_argnums=0)
 def result_and_gradients(function, x, kernel):
-    """Run a function and its vjp, with the same cotangent for every function."""
     y, vjp = jax.vjp(function, x, kernel)
     dy = np.random.default_rng(3).standard_normal(y.shape)
     return (y, *vjp(jnp.asarray(dy, "bfloat16").astype(y.dtype)))
@@ -39,9 +41,8 @@ def run(algorithm, x, kernel, stride, padding):
 
 
 def assert_close(ours, expected, bound):
-    """The largest difference of each pair of arrays is relative to the largest value."""
-    for got, want in zip(ours, expected, strict=True):
-        got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    for pair in zip(ours, expected, strict=True):
+        got, want = (np.asarray(array, np.float64) for array in pair)
         assert np.abs(got - want).max() <= bound * np.abs(want).max()
 
 
@@ -62,8 +63,8 @@ def test_plain_algorithms_equal_numpy(height, width, kernel_size, stride, paddin
     np.testing.assert_allclose(plain[0], expected, rtol=1e-5, atol=1e-5)
     for name in ("dense", "matmul") if kernel_size == 1 and padding == 0 else ("dense",):
         ours = run(name, x, kernel, stride, padding)
-        for got, want in zip(ours, plain, strict=True):
-            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4, err_msg=name)
+        equal = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4, err_msg=name)
+        jax.tree.map(equal, ours, plain)
 
 
 @settings(deadline=None, max_examples=12)
@@ -74,12 +75,8 @@ def test_plain_algorithms_equal_numpy(height, width, kernel_size, stride, paddin
     channels=st.integers(1, 40),
     features=st.integers(1, 8),
 )
-@pytest.mark.parametrize(
-    ("dtype", "bound"),
-    # In float64 the error is float64's, so the transforms are exact.
-    [("float32", 1e-4), ("bfloat16", 2**-8), ("float64", 1e-13)],
-)
-def test_winograd_is_within_its_bound(rows, columns, padding, channels, features, dtype, bound):
+@pytest.mark.parametrize("dtype", WINOGRAD_BOUNDS)
+def test_winograd_is_within_its_bound(rows, columns, padding, channels, features, dtype):
     height, width = 4 * rows + 2 - 2 * padding, 4 * columns + 2 - 2 * padding
     shapes = (2, height, width, channels), (3, 3, channels, features)
     with jax.enable_x64(dtype == "float64"):
@@ -87,7 +84,7 @@ def test_winograd_is_within_its_bound(rows, columns, padding, channels, features
         ours = result_and_gradients(partial(winograd, padding=padding), x, kernel)
         wide = (a.astype(jnp.promote_types(dtype, "float32")) for a in (x, kernel))
         assert ours[0].dtype == dtype
-        assert_close(ours, run("xla", *wide, 1, padding), bound)
+        assert_close(ours, run("xla", *wide, 1, padding), WINOGRAD_BOUNDS[dtype])
 
 
 @settings(deadline=None, max_examples=10)

@@ -61,7 +61,6 @@ def train(model, optimizer, devices):
 
 
 def main(dtype, learning_rate, bound):
-    """Compare 2, 4 and 8 virtual devices with one."""
     jax.config.update("jax_enable_x64", dtype == "float64")
     optimizer = state.make_optimizer(float(learning_rate))
     one, *others = (train(Tiny(dtype=dtype), optimizer, devices) for devices in (1, 2, 4, 8))

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,15 @@ from tensorflow_datasets.core.download import resource
 
 from jaxcifar.data import archives, cifar
 from jaxcifar.data.archives import CIFAR10, CIFAR100
-from tests.data import cifar_files
-from tests.data.cifar_files import SOURCES, assert_equal, make_dataset, refusal, write
+from tests.data import cifar_files as files
 
 PYTHON, BINARY = CIFAR10.folders
-by_name = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+by_name = pytest.mark.parametrize("source", files.SOURCES, ids=lambda source: source.name)
 
 
 @pytest.fixture
 def official(tmp_path, rng):
-    """A folder with all four forms of CIFAR-10, and their facts."""
-    folder = tmp_path / "official"
-    return folder, write(folder, make_dataset(rng))
+    return tmp_path, files.write(tmp_path, files.make_dataset(rng))
 
 
 def publish(source, path):
@@ -32,31 +30,18 @@ def publish(source, path):
     return source._replace(md5={**source.md5, path.name: md5})
 
 
-@by_name
-@pytest.mark.parametrize("form", range(4))
 @pytest.mark.parametrize("place", [".", "downloads/manual", "downloads"])
-def test_each_form_is_found_and_read(source, form, place, rng, tmp_path):
-    dataset = make_dataset(rng, source)
-    path = tmp_path / "data" / place / (*source.folders, *source.archives)[form]
-    path.parent.mkdir(parents=True)
-    source = write(tmp_path, dataset, source)
-    shutil.move(tmp_path / path.name, path)
-    assert_equal(cifar.load(source, tmp_path / "data"), dataset)
-    assert_equal(cifar.load(source, path), dataset)
-
-
-def test_one_data_set_is_not_taken_for_the_other(rng, tmp_path):
-    datasets = []
-    for source in SOURCES:
-        dataset = make_dataset(rng, source)
-        datasets.append((write(tmp_path, dataset, source), dataset))
+def test_each_form_of_each_data_set_is_found_and_read(place, rng, tmp_path):
+    datasets = [files.make_dataset(rng, source) for source in files.SOURCES]
+    sources = list(map(partial(files.write, tmp_path / place), datasets, files.SOURCES))
     for form in range(4):
-        for source, dataset in datasets:
-            path = archives.find(tmp_path, source)
-            assert path == tmp_path / (*source.folders, *source.archives)[form]
-            assert_equal(archives.read(path, source), dataset)
+        for source, dataset in zip(sources, datasets, strict=True):
+            path = tmp_path / place / (*source.folders, *source.archives)[form]
+            assert archives.find(tmp_path, source) == path
+            for data_dir in (tmp_path, path):
+                files.assert_equal(cifar.load(source, data_dir), dataset)
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert not any(archives.find(tmp_path, source) for source, _ in datasets)
+    assert not any(archives.find(tmp_path, source) for source in sources)
 
 
 @by_name
@@ -64,13 +49,13 @@ def test_one_data_set_is_not_taken_for_the_other(rng, tmp_path):
 def test_a_download_of_tfds_is_found(place, source, rng, tmp_path):
     ((url, info),) = cifar.tfds.builder_cls(source.name).url_infos.items()
     assert info.filename == source.archives[1]
-    dataset = make_dataset(rng, source)
-    source = write(tmp_path, dataset, source)
+    dataset = files.make_dataset(rng, source)
+    source = files.write(tmp_path, dataset, source)
     target = tmp_path / "data" / place.format(name=source.name)
     target.mkdir(parents=True)
     decorated = resource.get_dl_fname(url, info.checksum)
     shutil.move(tmp_path / source.archives[1], target / decorated)
-    assert_equal(cifar.load(source, tmp_path / "data"), dataset)
+    files.assert_equal(cifar.load(source, tmp_path / "data"), dataset)
 
 
 @pytest.mark.parametrize("form", CIFAR10.archives)
@@ -80,63 +65,55 @@ def test_a_damaged_archive_is_refused(form, official):
     content = path.read_bytes()
     for damaged in (content[:-100], b"", content[:50] + b"\x00" + content[51:]):
         path.write_bytes(damaged)
-        message = refusal(archives.read, path, source, names=path)
-        assert "instead of the published" in message
-        refusal(archives.read, path, publish(source, path), names=path)
+        message = files.refusal(archives.read, path, source)
+        assert f"{path} is damaged or unreadable ({form} has md5" in message
+        assert str(path) in files.refusal(archives.read, path, publish(source, path))
     tarfile.open(path, "w:gz").close()
-    message = refusal(archives.read, path, publish(source, path), names=path)
-    assert "it has no 'cifar-10-batches-" in message
+    message = files.refusal(archives.read, path, publish(source, path))
+    assert f"{path} is damaged or unreadable (it has no 'cifar-10-batches-" in message
+
+
+def overwritten(content):
+    return lambda path: path.write_bytes(content + path.read_bytes()[len(content) :])
+
+
+def replaced(content):
+    return lambda path: path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
     ("file", "damage", "reason"),
     [
-        (f"{PYTHON}/data_batch_3", cifar_files.truncate, "data_batch_3 has md5"),
-        (f"{PYTHON}/data_batch_2", cifar_files.flip_a_bit, "data_batch_2 has md5"),
-        (f"{PYTHON}/batches.meta", cifar_files.flip_a_bit, "batches.meta has md5"),
-        (f"{PYTHON}/data_batch_3", Path.unlink, "cifar-10-batches-py/data_batch_3'"),
-        (f"{BINARY}/data_batch_3.bin", cifar_files.truncate, "data_batch_3.bin is damaged"),
-        (
-            f"{BINARY}/data_batch_3.bin",
-            Path.unlink,
-            "cifar-10-batches-bin/data_batch_3.bin'",
-        ),
+        (f"{PYTHON}/data_batch_3", files.truncate, "(data_batch_3 has md5"),
+        (f"{PYTHON}/data_batch_2", files.flip_a_bit, "(data_batch_2 has md5"),
+        (f"{PYTHON}/batches.meta", files.flip_a_bit, "(batches.meta has md5"),
+        (f"{PYTHON}/data_batch_3", Path.unlink, "-py/data_batch_3'"),
+        (f"{BINARY}/data_batch_3.bin", files.truncate, "-bin/data_batch_3.bin is damaged"),
+        (f"{BINARY}/data_batch_3.bin", Path.unlink, "-bin/data_batch_3.bin'"),
+        (f"{BINARY}/test_batch.bin", overwritten(b"\x0a"), "(label 10,"),
+        ("cifar-100-binary/test.bin", overwritten(b"\x00\x64"), "(label 100,"),
+        (f"{BINARY}/batches.meta.txt", replaced(b""), "(0 class names"),
+        (f"{BINARY}/batches.meta.txt", replaced(b"airplane\nautomobile\n"), "(2 class names"),
+        (f"{BINARY}/batches.meta.txt", replaced(b"\xff" + b"\n\xff" * 9), "('utf-8' codec"),
     ],
 )
-def test_a_damaged_folder_is_refused(file, damage, reason, official):
-    folder, source = official
-    path = folder / file
+def test_a_damaged_folder_is_refused(file, damage, reason, rng, tmp_path):
+    source = CIFAR100 if "100" in file else CIFAR10
+    source = files.write(tmp_path, files.make_dataset(rng, source), source)
+    path = tmp_path / file
     damage(path)
-    assert reason in refusal(archives.read, path.parent, source, names=path.parent)
-
-
-@pytest.mark.parametrize(
-    ("source", "file", "record"),
-    [(CIFAR10, "test_batch", b"\x0a"), (CIFAR100, "test", b"\x00\x64")],
-)
-def test_a_wrong_label_is_refused(source, file, record, rng, tmp_path):
-    source = write(tmp_path, make_dataset(rng, source), source)
-    path = tmp_path / source.folders[1] / f"{file}.bin"
-    path.write_bytes(record + path.read_bytes()[len(record) :])
-    message = refusal(archives.read, path.parent, source, names=path)
-    assert f"label {source.num_classes}" in message
-
-
-@pytest.mark.parametrize("content", [b"", b"airplane\nautomobile\n", b"\xff\xfe" + b"\n\xff" * 9])
-def test_wrong_class_names_are_refused(content, official):
-    folder, source = official
-    path = folder / BINARY / "batches.meta.txt"
-    path.write_bytes(content)
-    refusal(archives.read, folder / BINARY, source, names=path)
+    message = files.refusal(archives.read, path.parent, source)
+    assert str(path.parent if file.startswith(PYTHON) else path) in message
+    assert reason in message
 
 
 def test_a_hostile_pickle_never_runs(official, tmp_path):
     folder, source = official
     marker, path = tmp_path / "marker", folder / PYTHON / "data_batch_1"
     path.write_bytes(f"cos\nsystem\n(S'touch {marker}'\ntR.".encode())
-    assert "instead of the published" in refusal(archives.read, folder / PYTHON, source)
-    message = refusal(archives.read, folder / PYTHON, publish(source, path), names=path)
-    assert "asks for os.system" in message
+    assert "instead of the published" in files.refusal(archives.read, folder / PYTHON, source)
+    message = files.refusal(archives.read, folder / PYTHON, publish(source, path))
+    assert f"{path} is damaged or unreadable (it asks for os.system" in message
     assert not marker.exists()
     pickle.loads(path.read_bytes())  # the trap works: without the guard it would have run
     assert marker.exists()

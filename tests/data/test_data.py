@@ -11,20 +11,17 @@ from jaxcifar.config.train import TrainConfig
 from jaxcifar.data import Examples, archives, cifar, digits
 from jaxcifar.errors import UserError
 from tests.conftest import loaded_by
-from tests.data import cifar_files
-from tests.data.cifar_files import SOURCES, assert_equal, make_dataset, prepare, refusal, write
+from tests.data import cifar_files as files
 
 
 def test_digits():
-    first, second = digits.load(), digits.load()
-    assert first.train.images.shape == (1437, 32, 32, 3)
-    assert first.test.images.shape == (360, 32, 32, 3)
-    assert first.train.images.dtype == np.uint8
-    assert first.train.images.max() == 255
-    counts = np.bincount(first.train.labels) / np.bincount(first.test.labels)
+    train, test, class_names = dataset = digits.load()
+    assert (train.images.shape, test.images.shape) == ((1437, 32, 32, 3), (360, 32, 32, 3))
+    assert (train.images.dtype, train.images.max()) == (np.uint8, 255)
+    counts = np.bincount(train.labels) / np.bincount(test.labels)
     assert np.all(np.abs(counts / (1437 / 360) - 1) < 0.05)  # stratified
-    assert_equal(first, second)
-    assert first.class_names == tuple("0123456789")
+    files.assert_equal(dataset, digits.load())
+    assert class_names == tuple("0123456789")
 
 
 def test_hold_out_is_fixed_and_disjoint():
@@ -52,53 +49,47 @@ def test_unknown_names_are_refused(name):
 
 
 def test_bad_arrays_are_refused(monkeypatch):
-    good = Examples(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32))
-    for bad in (
-        Examples(good.images[:, :28], good.labels),
-        Examples(good.images.astype(np.float32), good.labels),
-        Examples(good.images, good.labels[:1]),
-        Examples(good.images[:0], good.labels[:0]),
-        Examples(good.images, good.labels + 10),
-        Examples(good.images, good.labels - 1),
-    ):
-        dataset = data.Dataset(good, bad, tuple("0123456789"))
+    images, labels = good = Examples(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32))
+    wrong_images = images[:, :28], images.astype(np.float32), images[:1]
+    bad = [(wrong, labels) for wrong in wrong_images] + [(images[:0], labels[:0])]
+    for examples in (*bad, (images, labels + 10), (images, labels - 1)):
+        dataset = data.Dataset(good, Examples(*examples), tuple("0123456789"))
         monkeypatch.setattr(digits, "load", lambda dataset=dataset: dataset)
         with pytest.raises(UserError, match="digits"):
             data.load("digits")
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-def test_prepared_data_is_read_without_tensorflow(source, rng, tmp_path):
-    dataset = make_dataset(rng, source)
-    prepare(tmp_path, dataset, source)
-    assert_equal(data.load(source.name, tmp_path), dataset)
+@pytest.mark.parametrize("source", files.SOURCES, ids=lambda source: source.name)
+def test_prepared_data_comes_first_unless_it_is_tfrecord(source, rng, tmp_path):
+    prepared, official = (files.make_dataset(rng, source) for _ in range(2))
+    info = files.prepare(tmp_path, prepared, source) / "dataset_info.json"
+    source = files.write(tmp_path / "downloads" / "manual", official, source)
+    files.assert_equal(data.load(source.name, tmp_path), prepared)
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    files.assert_equal(cifar.load(source, tmp_path), official)
 
 
-def drop_records(shard):
-    shutil.copy(shard.with_name("cifar10-test.array_record-00000-of-00001"), shard)
-
-
-DAMAGES = [cifar_files.truncate, cifar_files.flip_a_bit, Path.unlink]
+def replace_by_the_test_set(shard):
+    shutil.copy(shard.with_name(shard.name.replace("train", "test")), shard)
 
 
 @pytest.mark.parametrize(
     ("split", "damage"),
-    [("train", drop_records), *((split, d) for split in ("train", "test") for d in DAMAGES)],
+    [
+        ("train", replace_by_the_test_set),
+        *(
+            (split, d)
+            for split in ("train", "test")
+            for d in (files.truncate, files.flip_a_bit, Path.unlink)
+        ),
+    ],
 )
 def test_damaged_prepared_data_is_refused(split, damage, rng, tmp_path):
-    folder = prepare(tmp_path, make_dataset(rng))
+    folder = files.prepare(tmp_path, files.make_dataset(rng))
     shard = folder / f"cifar10-{split}.array_record-00000-of-00001"
     damage(shard)
-    message = refusal(cifar.load, archives.CIFAR10, tmp_path)
+    message = files.refusal(cifar.load, archives.CIFAR10, tmp_path)
     assert message.startswith(f"{shard} is damaged or missing")
-
-
-def test_prepared_tfrecord_is_passed_over(rng, tmp_path):
-    dataset = make_dataset(rng)
-    info = prepare(tmp_path, dataset) / "dataset_info.json"
-    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    source = write(tmp_path / "downloads" / "manual", dataset)
-    assert_equal(cifar.load(source, tmp_path), dataset)
 
 
 def test_real_cifar10(real_cifar10):

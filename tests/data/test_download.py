@@ -20,54 +20,41 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 BINARY = CIFAR10.archives[1]
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves one archive; ``mode`` says how: whole, broken or missing."""
-
-    daemon_threads = True
-    mode = "whole"
-    gets = 0
-
-
 class Handler(http.server.BaseHTTPRequestHandler):
+    """Sends the first ``server.sent`` bytes of an archive, and promises all."""
+
     def do_HEAD(self):
-        self.send_response(404 if self.server.mode == "missing" else 200)
+        self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(self.server.content)))
         self.end_headers()
 
     def do_GET(self):
         self.server.gets += 1
         self.do_HEAD()
-        length = len(self.server.content)
-        self.wfile.write(
-            self.server.content[: length // 2 if self.server.mode == "broken" else length]
-        )
+        self.wfile.write(self.server.content[: self.server.sent])
         self.close_connection = True
 
     def log_message(self, *args):
         pass
 
 
-@pytest.fixture
-def register(monkeypatch):
+def register(monkeypatch, port, content=b""):
     """Make TFDS know another address of CIFAR-10."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-    def register(port, content=b"", sha256=None):
-        checksum = sha256 or hashlib.sha256(content).hexdigest()
-        info = UrlInfo(size=Size(len(content)), checksum=checksum, filename=BINARY)
-        builder = cifar.tfds.builder_cls("cifar10")
-        monkeypatch.setattr(builder, "url_infos", {f"http://127.0.0.1:{port}/{BINARY}": info})
-
-    return register
+    checksum = hashlib.sha256(content).hexdigest()
+    info = UrlInfo(size=Size(len(content)), checksum=checksum, filename=BINARY)
+    builder = cifar.tfds.builder_cls("cifar10")
+    monkeypatch.setattr(builder, "url_infos", {f"http://127.0.0.1:{port}/{BINARY}": info})
 
 
 @pytest.fixture
-def server(rng, tmp_path, register):
-    with Server(("127.0.0.1", 0), Handler) as server:
+def server(rng, tmp_path, monkeypatch):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.status, server.sent, server.gets = 200, None, 0
         server.dataset = make_dataset(rng)
         server.source = write(tmp_path / "official", server.dataset)
         server.content = (tmp_path / "official" / BINARY).read_bytes()
-        register(server.server_port, server.content)
+        register(monkeypatch, server.server_port, server.content)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
@@ -90,24 +77,22 @@ def test_a_download_is_found_the_next_time(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "sha256", "reason"),
-    [("broken", None, ""), ("missing", None, "404"), ("whole", "0" * 64, "checksum")],
+    ("attribute", "value", "reason"),
+    [("sent", 1000, ""), ("status", 404, "404"), ("content", b"another file", "checksum")],
 )
-def test_a_failed_download_can_be_repeated(mode, sha256, reason, server, register, tmp_path):
-    server.mode = mode
-    register(server.server_port, server.content, sha256)
-    assert reason in assert_fails(tmp_path / "data", server.source)
-    server.mode = "whole"
-    register(server.server_port, server.content)
+def test_a_failed_download_can_be_repeated(attribute, value, reason, server, monkeypatch, tmp_path):
+    with monkeypatch.context() as broken:
+        broken.setattr(server, attribute, value)
+        assert reason in assert_fails(tmp_path / "data", server.source)
     assert_equal(cifar.load(server.source, tmp_path / "data"), server.dataset)
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_without_an_answer_there_is_no_long_wait(silent, register, tmp_path, monkeypatch):
+def test_without_an_answer_there_is_no_long_wait(silent, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "PROBE_SECONDS", 1.0)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if silent:
             listener.listen()
-        register(listener.getsockname()[1])
+        register(monkeypatch, listener.getsockname()[1])
         assert "no answer" in assert_fails(tmp_path / "data")
