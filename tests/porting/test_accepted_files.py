@@ -65,62 +65,50 @@ def test_older_files_and_safetensors_are_taken(folder, capsys, modules):
         assert_read(folder / name, state_dict)
 
 
+def prefixed(prefixes):
+    return {"".join(prefixes) + key: tensor for key, tensor in VGG.items()}
+
+
 NUMBER, AVERAGES, HALF = torch.tensor(0.5), files.hollow(shift=0.5), cast(VGG, torch.float16)
-WRAPPED = {"state_dict": AVERAGES}
 DOUBLE = VGG | {FIRST: VGG[FIRST].double()}  # exact in float32
 HEAD = {"fc.weight": NUMBER.expand(100, 1024), "fc.bias": NUMBER.expand(100)}
 HUNDRED = files.hollow("resnet50_layer4") | HEAD
-TAKEN = [
-    (DOUBLE, DOUBLE, "float64"),
-    (HALF, HALF, "took 34 tensors of float16 into the model's dtypes"),
-    (HUNDRED, HUNDRED, "resnet50_layer4 with 100 classes"),
-    *(
-        (
-            {"epoch": 3, name: VGG, "best": 0.9},
-            VGG,
-            f"in.ckpt: took {name} of epoch, {name}, best\n",
-        )
-        for name in ("state_dict", "model_state_dict", "model", "net")
-    ),
+NAMES = ["state_dict", "model_state_dict", "model", "net"]
+PREFIXES = [["module."], ["_orig_mod."], ["model."], ["module.", "_orig_mod."]]
+PREFIXES += [["model.", "_orig_mod.", "module."]]
+PREFIXED = [
+    (content, VGG, [f"in.ckpt: took {prefix} off every key\n" for prefix in prefixes])
+    for prefixes in PREFIXES
+    for content in (prefixed(prefixes), {"model": prefixed(prefixes)})
+]
+WITH_EMA = {
+    "state_dict_ema": {"state_dict": VGG, "state_dict_ema": AVERAGES},
+    "model_ema": {"state_dict": VGG, "model_ema": {"state_dict": AVERAGES}},
+    "ema": {"state_dict": VGG, "ema": {"state_dict": AVERAGES}},
+}
+LEFT_EMA = "left {}, an average of the weights: --ema takes that"
+SWA = torch.optim.swa_utils.AveragedModel(files.VGG16())
+AVERAGED = SWA.module.state_dict()
+TAKEN = [  # the content, what is read, and what is printed
+    (DOUBLE, DOUBLE, ["float64"]),
+    (HALF, HALF, ["took 34 tensors of float16 into the model's dtypes"]),
+    (HUNDRED, HUNDRED, ["resnet50_layer4 with 100 classes"]),
+    *(({"epoch": 3, n: VGG, "best": 0.9}, VGG, [f"took {n} of epoch, {n}, best\n"]) for n in NAMES),
+    *PREFIXED,
+    *((content, VGG, [LEFT_EMA.format(entry)]) for entry, content in WITH_EMA.items()),
+    (SWA.state_dict(), AVERAGED, ["left n_averaged"]),
+]
+TAKEN_AS_EMA = [
+    *((content, AVERAGES, [f"took {entry} of"]) for entry, content in WITH_EMA.items()),
+    ({"model": VGG, "ema_model": SWA.state_dict()}, AVERAGED, ["left n_averaged"]),
 ]
 
 
-@pytest.mark.parametrize(("content", "expected", "words"), TAKEN, ids=[row[2] for row in TAKEN])
-def test_what_people_save_is_taken(folder, capsys, content, expected, words):
-    assert words in takes(capsys, folder, content)
-    assert_read(folder / "in.ckpt", expected)
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize(
-    "prefixes",
-    ["module.", "_orig_mod.", "model.", "module. _orig_mod.", "model. _orig_mod. module."],
+    ("ema", "content", "expected", "words"),
+    [(False, *row) for row in TAKEN] + [(True, *row) for row in TAKEN_AS_EMA],
 )
-def test_prefixes_are_taken_off(folder, capsys, prefixes, wrapped):
-    state_dict = {prefixes.replace(" ", "") + key: tensor for key, tensor in VGG.items()}
-    printed = takes(capsys, folder, {"model": state_dict} if wrapped else state_dict)
-    for prefix in prefixes.split():
-        assert f"in.ckpt: took {prefix} off every key\n" in printed
-    assert_read(folder / "in.ckpt", VGG)
-
-
-@pytest.mark.parametrize(
-    ("entry", "inner"), [("state_dict_ema", AVERAGES), ("model_ema", WRAPPED), ("ema", WRAPPED)]
-)
-def test_averages_are_taken_if_asked_for(folder, capsys, entry, inner):
-    printed = takes(capsys, folder, {"state_dict": VGG, entry: inner})
-    assert f"left {entry}, an average of the weights: --ema takes that" in printed
-    assert_read(folder / "in.ckpt", VGG)
-    assert f"took {entry} of" in takes(capsys, folder, None, "--ema")
-    assert_read(folder / "in.ckpt", AVERAGES, ema=True)
-
-
-@pytest.mark.parametrize("ema", [False, True])
-def test_torchs_averaged_model_is_taken(folder, capsys, modules, ema):
-    averaged = torch.optim.swa_utils.AveragedModel(modules["vgg16"])
-    averaged.update_parameters(modules["vgg16"])
-    content, flags = averaged.state_dict(), ()
-    if ema:
-        content, flags = {"model": VGG, "ema_model": content}, ("--ema",)
-    assert "left n_averaged" in takes(capsys, folder, content, *flags)
-    assert_read(folder / "in.ckpt", averaged.module.state_dict(), ema=ema)
+def test_what_people_save_is_taken(folder, capsys, ema, content, expected, words):
+    printed = takes(capsys, folder, content, *(["--ema"] if ema else []))
+    assert [word for word in words if word not in printed] == []
+    assert_read(folder / "in.ckpt", expected, ema=ema)

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.porting.files import port, refused, torch
+from tests.porting.files import VGG, port, refused, torch
 
 MINE = """import torch
 from torch import nn
@@ -18,14 +18,13 @@ INIT = "    def __init__(self):\n        "
 
 @pytest.fixture
 def against(folder, monkeypatch):
-    """Writes a file with the class ``Mine``, and gives the flag."""
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.chdir(folder)
 
-    def write(body, head=MINE, name="mine.py:Mine"):
+    def write(body, head=MINE):
         (folder / "mine.py").write_text(head + body + "\n")
-        return "--against", name
+        return "--against", "mine.py:Mine"
 
     return write
 
@@ -57,12 +56,6 @@ def test_another_torch_class_is_told_apart(folder, checkpoints, against, body, w
     assert "first" not in words or "nothing was written" in message
 
 
-@pytest.mark.parametrize("name", ["none.py:Mine", "mine.py", "mine.py:", ":Mine"])
-def test_a_class_that_is_not_there_is_named(folder, checkpoints, against, name):
-    flags = against("    pass", name=name)
-    assert " ".join(flags) in refused(folder, checkpoints["vgg16"], "out", "--dry-run", *flags)
-
-
 DATACLASS = "    pass\n@dataclasses.dataclass\nclass Settings:\n    size: int = 3"
 FUTURE = "from __future__ import annotations\nimport dataclasses\n"
 
@@ -74,10 +67,16 @@ FUTURE = "from __future__ import annotations\nimport dataclasses\n"
 )
 def test_your_own_torch_class_is_compared(folder, capsys, checkpoints, against, body, head):
     (folder / "beside_mine.py").write_text("")
-    flag, value = against(body, head + MINE)
-    port(folder, checkpoints["vgg16"], "out.ckpt", flag, value)
-    assert f"verified against {value} on 16 images" in capsys.readouterr().out
+    port(folder, checkpoints["vgg16"], "out.ckpt", *against(body, head + MINE))
+    assert "verified against mine.py:Mine on 16 images" in capsys.readouterr().out
     assert (folder / "out.ckpt").exists()
+
+
+@pytest.mark.parametrize("name", ["none.py:Mine", "mine.py", "mine.py:", ":Mine"])
+def test_a_class_that_is_not_there_is_named(folder, against, name):
+    against("    pass")
+    torch.save(VGG, folder / "in.ckpt")
+    assert name in refused(folder, "in.ckpt", "out", "--against", name)
 
 
 def test_an_infinite_logit_does_not_hide_the_others(folder, modules, against):

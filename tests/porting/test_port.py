@@ -33,15 +33,17 @@ def test_there_and_back_is_the_same_file(folder, capsys, modules, checkpoints, n
     assert {path.name for path in folder.iterdir()} == {"orbax", "out.ckpt", "report.json"}
 
     report = json.loads((folder / "report.json").read_text())
-    assert report["input"] == {"path": str(path), "sha256": sha256(path)}
-    assert report["output"] == {"path": str(folder / "orbax"), "format": "orbax"}
-    assert (report["model"], report["num_classes"]) == (name, 10)
-    assert report["tensors"] == len(state_dict)
-    assert report["parameters"] == sum(p.numel() for p in modules[name].parameters())
-    assert report["normalization"] == {"mean": list(augment.MEAN), "std": list(augment.STD)}
-    assert {"python", "jax", "flax", "orbax-checkpoint", "numpy", "torch"} <= set(
-        report["versions"]
-    )
+    expected = {
+        "input": {"path": str(path), "sha256": sha256(path)},
+        "output": {"path": str(folder / "orbax"), "format": "orbax"},
+        "model": name,
+        "num_classes": 10,
+        "tensors": len(state_dict),
+        "parameters": sum(p.numel() for p in modules[name].parameters()),
+        "normalization": {"mean": list(augment.MEAN), "std": list(augment.STD)},
+    }
+    assert report | expected == report
+    assert {"python", "jax", "flax", "orbax-checkpoint", "numpy", "torch"} <= {*report["versions"]}
     verification = report["verification"]
     assert 0 < verification["largest"] <= 1e-4
     layers = {row["name"]: row for row in verification["layers"]}
@@ -95,9 +97,7 @@ def test_a_dry_run_compares_test_images_too_and_writes_only_the_report(
     flags = "--dry-run", "--data-dir", folder, "--report", report
     port(folder, checkpoints["vgg16"], "out.ckpt", *flags)
     assert calls == [("cifar10", str(folder))]
-    out = capsys.readouterr().out
-    assert "verified against torch on 64 images" in out
-    assert "dry run: nothing written" in out
+    assert "verified against torch on 64 images" in capsys.readouterr().out
     assert json.loads(report.read_text())["tensors"] == 35
     report.unlink()
     assert listing(folder) == before
@@ -152,18 +152,15 @@ def test_without_torch_safetensors_still_port(folder, capsys, checkpoints, modul
 
 
 def test_the_former_tool_takes_the_same_arguments(folder, file):
-    def run(name):
-        command = [sys.executable, TOOL, folder / name, target, "--no-verify"]
+    def run(path):
+        command = [sys.executable, TOOL, path, target, "--no-verify"]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     target, hostile = folder / "out.safetensors", folder / "hostile.ckpt"
     torch.save({"a": Runs(os.system, f"touch {folder / 'ran'}")}, hostile)
-    before = listing(folder)
-    for name in ("none.ckpt", "hostile.ckpt"):
-        done = run(name)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-        assert done.stderr.startswith("jaxcifar port: error: ")
-        assert name in done.stderr
+    before, done = listing(folder), run(hostile)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"jaxcifar port: error: {hostile}")
     assert listing(folder) == before
     done = run(file)
     assert (done.returncode, done.stderr) == (0, "")
@@ -177,9 +174,7 @@ def test_evaluation_is_the_same_from_each_format(folder, capsys, checkpoints, fe
         port(folder, checkpoints["vgg16"], name, "--no-verify")
         capsys.readouterr()
         cli.call("evaluate", ["--checkpoint", str(folder / name), "--dataset", "digits"])
-        out, error = capsys.readouterr()
-        assert error == ""
-        printed.add(out)
-    (printed,) = printed
-    assert printed.startswith("vgg16 on 20 test images of digits\n")
-    assert "of the model on the test images: " in printed
+        printed.add(capsys.readouterr())
+    ((out, error),) = printed
+    assert out.startswith("vgg16 on 20 test images of digits\n")
+    assert error == ""

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import json
 import os
 import pickle
@@ -81,26 +82,23 @@ CONTENTS = [
 ]
 
 
-@pytest.mark.parametrize("case", CONTENTS, ids=[case[1] for case in CONTENTS])
+ASKED = [
+    (VGG, "--ema", "EMA"),
+    ({"state_dict": VGG}, "--ema", "EMA"),
+    (VGG, "--model=vgg16_bn", "in.ckpt is vgg16, not vgg16_bn: use --model vgg16"),
+    ({"state_dict": VGG}, "--model=vgg16_bn", "in.ckpt is vgg16, not vgg16_bn"),
+    (SEVERAL, "--model=resnet50_layer4", "in.ckpt is not resnet50_layer4: 373 missing"),
+]
+CASES = [(content, "--no-verify", *words) for content, *words in CONTENTS] + ASKED
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case[2] for case in CASES])
 def test_content_that_cannot_be_ported_exactly_is_refused(folder, case):
-    content, *words = case
+    content, flag, *words = case
     torch.save(content, folder / "in.ckpt")
-    message = refused(folder, "in.ckpt", "out", "--no-verify")
+    message = refused(folder, "in.ckpt", "out", flag)
     assert "in.ckpt" in message
     assert [word for word in words if word not in message] == []
-
-
-@pytest.mark.parametrize("content", [VGG, {"state_dict": VGG}], ids=["bare", "wrapped"])
-def test_averages_and_models_that_are_not_there_are_refused(folder, content):
-    torch.save(content, folder / "in.ckpt")
-    (folder / "run").mkdir()
-    assert "EMA" in refused(folder, "in.ckpt", "out", "--ema")
-    assert "is for torch files" in refused(folder, "run", "out", "--ema")
-    message = refused(folder, "in.ckpt", "out", "--model", "vgg16_bn")
-    assert "in.ckpt is vgg16, not vgg16_bn: use --model vgg16" in message
-    torch.save(SEVERAL, folder / "in.ckpt")
-    message = refused(folder, "in.ckpt", "out", "--model", "resnet50_layer4")
-    assert "in.ckpt is not resnet50_layer4: 373 missing" in message
 
 
 @pytest.mark.parametrize("name", ["zip.ckpt", "pickle.ckpt", "in.safetensors"])
@@ -137,26 +135,38 @@ def test_flipped_bytes_in_the_pickle_are_refused(folder, rng):
             port(folder, path, "out", "--dry-run", "--no-verify")
 
 
-NEITHER = "neither a torch file nor a safetensors file"
+def with_pickle(pickled):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("in/data.pkl", b"\x80\x02" + pickled + b".")
+        archive.writestr("in/version", "3\n")
+    return file.getvalue()
+
+
+NEITHER, UNWRAPPED = "neither a torch file nor a safetensors file", "holds no state dict"
+DEPTH, NAME = 50_000, b"X\x0a\0\0\0state_dict"
+LISTS = b"]" * DEPTH + b"a" * (DEPTH - 1)
+BYTES = [
+    (b"", "is empty"),
+    (b"epoch 1, loss 2.3\n" * 100, NEITHER),
+    (b"PK\x03\x04" + bytes(1000), "is damaged"),
+    (b"\x80\x02}q\x00.", NEITHER),
+    (b"\xff" * 7 + b'\x7f{"a":', "no whole safetensors file"),
+    (with_pickle((b"}" + NAME) * DEPTH + b"}" + b"s" * DEPTH), UNWRAPPED),
+    (with_pickle(b"}" + NAME + LISTS + b"s"), UNWRAPPED),
+    (with_pickle(LISTS), "holds a list"),
+    (with_pickle(b"})" + b"\x85" * DEPTH + b"K\x01s"), UNWRAPPED),  # tuples as a key
+]
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors", ""])
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "is empty"),
-        (b"epoch 1, loss 2.3\n" * 100, NEITHER),
-        (b"PK\x03\x04" + bytes(1000), "is damaged"),
-        (b"\x80\x02}q\x00.", NEITHER),
-        (b"\xff" * 7 + b'\x7f{"a":', "no whole safetensors file"),
-    ],
-)
+@pytest.mark.parametrize(("content", "words"), BYTES, ids=[words for _, words in BYTES])
 def test_a_file_without_tensors_is_refused(folder, suffix, content, words):
     (folder / f"in{suffix}").write_bytes(content)
     message = refused(folder, f"in{suffix}", "out")
-    assert f"in{suffix} is " in message
-    if suffix == ".safetensors" and not content.startswith(b"PK"):
-        words = "no whole safetensors file"
+    assert f"in{suffix} " in message
+    if suffix == ".safetensors":
+        words = "is damaged" if content.startswith(b"PK") else "no whole safetensors file"
     assert words in message
 
 
@@ -172,6 +182,7 @@ def test_other_files_that_cannot_be_read_are_refused(folder):
             deflated.writestr(name, stored.read(name))
     assert "none.ckpt" in refused(folder, "none.ckpt", "out", error=FileNotFoundError)
     assert "run.ckpt holds no checkpoint" in refused(folder, "run.ckpt", "out")
+    assert "is for torch files" in refused(folder, "run.ckpt", "out", "--ema")
     assert "in.safetensors" in refused(folder, "in.safetensors", "out", "--no-verify")
     assert "compressed zip" in refused(folder, "in.ckpt", "out")
 
@@ -198,27 +209,6 @@ def test_a_gigabyte_of_padding_takes_no_memory(folder, name):
     with pytest.raises(UserError, match="unexpected: padding"):
         port(folder, path, "out", "--no-verify")
     assert peak_memory() - before < 200
-
-
-DEPTH = 50_000
-NAME = b"X\x0a\0\0\0state_dict"
-
-
-@pytest.mark.parametrize(
-    ("pickled", "words"),
-    [
-        ((b"}" + NAME) * DEPTH + b"}" + b"s" * DEPTH, "holds no state dict"),
-        (b"}" + NAME + b"]" * DEPTH + b"a" * (DEPTH - 1) + b"s", "holds no state dict"),
-        (b"]" * DEPTH + b"a" * (DEPTH - 1), "holds a list"),
-        (b"})" + b"\x85" * DEPTH + b"K\x01s", "holds no state dict"),
-    ],
-    ids=["dicts", "lists in a dict", "lists", "tuples as a key"],
-)
-def test_deep_nesting_is_refused(folder, pickled, words):
-    with zipfile.ZipFile(folder / "in.ckpt", "w") as archive:
-        archive.writestr("in/data.pkl", b"\x80\x02" + pickled + b".")
-        archive.writestr("in/version", "3\n")
-    assert words in refused(folder, "in.ckpt", "out")
 
 
 @pytest.mark.parametrize("value", [torch.zeros(1), 3])

@@ -6,6 +6,8 @@ from flax.traverse_util import unflatten_dict
 from torch import nn
 
 NORMS = nn.BatchNorm1d | nn.BatchNorm2d
+RANGES = {"weight": (0.5, 1.5), "bias": (0, 1), "running_mean": (-0.3, 0.3)}
+RANGES["running_var"] = RANGES["weight"]
 
 
 def randomize(module, seed=0):
@@ -18,13 +20,8 @@ def randomize(module, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
         if isinstance(layer, NORMS):
-            for tensor, low, high in (
-                (layer.weight, 0.5, 1.5),
-                (layer.bias, 0.0, 1.0),
-                (layer.running_mean, -0.3, 0.3),
-                (layer.running_var, 0.5, 1.5),
-            ):
-                tensor.data.uniform_(low, high, generator=generator)
+            for name, (low, high) in RANGES.items():
+                getattr(layer, name).data.uniform_(low, high, generator=generator)
             layer.num_batches_tracked.random_(1, 10**6, generator=generator)
         elif isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(layer.weight, generator=generator)
