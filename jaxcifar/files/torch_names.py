@@ -1,8 +1,7 @@
 """The map between a torch state dict and a model's variables, in both directions, without torch.
 
-The tree has torch's names, so the map is one rule: the path of a leaf is its key, and only its
-last name (``TORCH_NAMES``) and the order of its axes (``TORCH_AXES``) are translated. Keys and
-leaves are a bijection, checked against the model before anything is mapped.
+The path of a leaf is its key: only its last name (``TORCH_NAMES``) and the order of its axes
+(``TORCH_AXES``) are translated. Keys and shapes are checked before anything is mapped.
 """
 
 import math
@@ -23,8 +22,8 @@ from jaxcifar.files import torch_files
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: our axes in torch's order
 MAX_CLASSES = 100_000  # a file of a few bytes can claim a tensor that fills the memory
-# Of core.state.make_optimizer.
-ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False}
+ADAM: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8}  # of core.state.make_optimizer
+ADAM |= {"weight_decay": 0, "amsgrad": False, "maximize": False}
 
 
 class Leaf(NamedTuple):
@@ -37,25 +36,6 @@ class Leaf(NamedTuple):
 
 Leaves = Mapping[str, Leaf]
 Arrays = Mapping[str, np.ndarray]
-
-
-class PortError(UserError):
-    """Raised if a state dict does not fit a model; ``misshaped`` has actual and expected shapes."""
-
-    def __init__(self, what: str, expected: Leaves, arrays: Arrays) -> None:
-        self.missing = {key: leaf.shape for key, leaf in expected.items() if key not in arrays}
-        self.unexpected = {key: a.shape for key, a in arrays.items() if key not in expected}
-        both = {key: (arrays[key].shape, expected[key].shape) for key in expected if key in arrays}
-        self.misshaped = {key: pair for key, pair in both.items() if pair[0] != pair[1]}
-        pairs = {key: f"{a}, expected {b}" for key, (a, b) in self.misshaped.items()}
-        kinds: dict[str, Mapping[str, object]]
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": pairs}
-        parts = []
-        for kind, shapes in kinds.items():
-            some = [f"{key} {shape}" for key, shape in shapes.items()][:4]
-            some += [f"and {len(shapes) - 4} more"] if len(shapes) > 4 else []
-            parts += [f"{len(shapes)} {kind}: {', '.join(some)}"] if some else []
-        super().__init__(f"{what}: {'; '.join(parts)}")
 
 
 @cache
@@ -87,10 +67,21 @@ def identify(arrays: Arrays, name: str | None, source: object) -> tuple[str, int
 
 
 def check(what: str, expected: Leaves, arrays: Arrays) -> None:
-    """Raise ``PortError`` if the arrays do not have the expected keys and shapes."""
-    error = PortError(what, expected, arrays)
-    if error.missing or error.unexpected or error.misshaped:
-        raise error
+    """Raise ``UserError`` if the arrays do not have the expected keys and shapes."""
+    shapes = {key: leaf.shape for key, leaf in expected.items()}
+    actual = {key: array.shape for key, array in arrays.items()}
+    both = [key for key in shapes if key in actual and actual[key] != shapes[key]]
+    kinds = {
+        "missing": [f"{key} {shapes[key]}" for key in shapes if key not in actual],
+        "unexpected": [f"{key} {actual[key]}" for key in actual if key not in shapes],
+        "of another shape": [f"{key} {actual[key]}, expected {shapes[key]}" for key in both],
+    }
+    parts = []
+    for kind, texts in kinds.items():
+        more = [f"and {len(texts) - 4} more"] if len(texts) > 4 else []
+        parts += [f"{len(texts)} {kind}: {', '.join(texts[:4] + more)}"] if texts else []
+    if parts:
+        raise UserError(f"{what}: {'; '.join(parts)}")
 
 
 def to_flax(
@@ -99,15 +90,14 @@ def to_flax(
     """Map a state dict, of numpy arrays or CPU tensors, to ``{"params": ..., "batch_stats": ...}``.
 
     ``only`` is the one collection that it has. Returns new C-contiguous numpy arrays in the model's
-    dtypes. Raises ``PortError`` if keys do not fit, ``UserError`` if a value would change.
+    dtypes. Raises ``UserError`` if keys do not fit or a value would change.
     """
     expected = {k: leaf for k, leaf in leaves(model).items() if only in (None, leaf.path[0])}
     arrays = {key: np.asarray(torch_files.to_numpy(key, value)) for key, value in tensors.items()}
     check("not the model's state dict", expected, arrays)
     tree = {}
     for key, leaf in expected.items():
-        array = arrays[key]
-        ours = array.transpose(np.argsort(TORCH_AXES[array.ndim]))
+        ours = arrays[key].transpose(np.argsort(TORCH_AXES[len(leaf.shape)]))
         tree[leaf.path] = cast(key, ours, leaf.dtype)
     return unflatten_dict(tree)
 
@@ -145,14 +135,12 @@ def adam_to_flax(optimizer: Any, model: nn.Module) -> tuple[optax.ScaleByAdamSta
     """
     if isinstance(optimizer, list) and len(optimizer) == 1:  # as Lightning keeps it
         [optimizer] = optimizer
-    if not isinstance(optimizer, Mapping):
-        raise UserError("it is not the state dict of one optimizer")
-    groups, states = optimizer.get("param_groups"), optimizer.get("state")
-    if not groups or states is None:
-        raise UserError("the optimizer has no param_groups or no state")
+    if not isinstance(optimizer, Mapping) or not optimizer.get("param_groups"):
+        raise UserError("it is not the state dict of one optimizer: it has no param_groups")
+    groups, states = optimizer["param_groups"], optimizer["state"]
     for name, expected in ADAM.items():
         for value in (group.get(name, expected) for group in groups):
-            if (tuple(value) if isinstance(value, list) else value) != expected:
+            if not np.array_equal(value, expected):
                 raise UserError(f"the optimizer has {name} {value}, training has {expected}")
     keys = [key for key, leaf in leaves(model).items() if leaf.path[0] == "params"]
     indices = [index for group in groups for index in group["params"]]
@@ -161,9 +149,9 @@ def adam_to_flax(optimizer: Any, model: nn.Module) -> tuple[optax.ScaleByAdamSta
         raise UserError(f"the optimizer has {found}, the model has {len(keys)}")
     names = [name for group in groups for name in group.get("param_names", ())]
     if set(names) != set(keys):
-        names = keys
         if indices != list(range(len(keys))):
             raise UserError("the optimizer does not have its parameters in the model's order")
+        names = keys
     if not all({"step", "exp_avg", "exp_avg_sq"} <= set(state) for state in states.values()):
         raise UserError("the optimizer is not Adam: it keeps no step, exp_avg and exp_avg_sq")
     steps = sorted({float(state["step"]) for state in states.values()})

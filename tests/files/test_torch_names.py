@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxcifar import UserError
 from jaxcifar.core.models import MODELS, create_model
 from jaxcifar.files import torch_names
-from jaxcifar.files.torch_names import PortError, to_flax, to_torch
+from jaxcifar.files.torch_names import to_flax, to_torch
 from tests.conftest import assert_same, loaded_by, random_variables
 
 
@@ -67,14 +68,14 @@ def test_all_that_does_not_fit_is_in_one_error():
     del variables["params"]["features"]["0"]["bias"]
     variables["params"]["head"] = {"kernel": np.zeros((4, 3), np.float32)}
     variables["params"]["features"]["2"]["kernel"] = np.zeros((5, 5, 64, 64), np.float32)
-    with pytest.raises(PortError) as caught:
+    with pytest.raises(UserError) as caught:
         to_torch(variables, model)
     fits_not = (
         " 1 missing: features.0.bias (64,); 1 unexpected: head.weight (3, 4);"
         " 1 of another shape: features.2.weight (64, 64, 5, 5), expected (64, 64, 3, 3)"
     )
     assert str(caught.value) == "not the model's variables:" + fits_not
-    with pytest.raises(PortError) as caught:
+    with pytest.raises(UserError) as caught:
         to_flax(torch_names.torch_view(variables), model)
     assert str(caught.value) == "not the model's state dict:" + fits_not
 
