@@ -32,12 +32,12 @@ def measure(source: str, target: str, *, verify: bool) -> None:
     """Port once in this process and print the figures as JSON."""
     import torch  # noqa: F401  (lazily imported by the port)
 
+    from jaxcifar import port
     from jaxcifar.config.commands import PortConfig
-    from jaxcifar.port import port
 
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     before, start = memory("VmRSS"), time.perf_counter()
-    port(PortConfig(input=source, output=target, verify=verify))
+    port.main(PortConfig(input=source, output=target, verify=verify))
     figures = {"seconds": time.perf_counter() - start, "bytes": memory("VmHWM") - before}
     print(json.dumps(figures))
 

@@ -33,13 +33,9 @@ log = logging.getLogger(__name__)
 
 
 def main(config: PortConfig) -> None:
-    """Port on a CPU: the tolerances are those of full float32."""
+    """Port, verify and write; a ``UserError`` leaves nothing behind."""
+    # On a CPU by default: the tolerances are those of full float32.
     jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
-    port(config)
-
-
-def port(config: PortConfig) -> dict[str, Any]:
-    """Port, verify and write, and return the report; a ``UserError`` leaves nothing behind."""
     source, target = Path(config.input), Path(config.output)
     force = config.force or config.dry_run
     atomic.check_output(target, source=source, force=force, checkpoint=True)
@@ -50,16 +46,17 @@ def port(config: PortConfig) -> dict[str, Any]:
     target_format = config.to or weights.format_of(target)
     reader, handler = logging.getLogger("jaxcifar.files"), BufferingHandler(capacity=1000)
     reader.addHandler(handler)
-    loaded = weights.load(source, model=config.model, ema=config.ema, optimizer=True)
-    reader.removeHandler(handler)
+    try:
+        loaded = weights.load(source, model=config.model, ema=config.ema, optimizer=True)
+    finally:
+        reader.removeHandler(handler)
     tensors = torch_names.torch_view(loaded.variables)
-    parameters = sum(a.size for key, a in tensors.items() if key.endswith(("weight", "bias")))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(loaded.variables["params"]))
     counts = f"{len(tensors)} tensors, {parameters:,} parameters"
     print(f"{source} is {loaded.model} with {loaded.num_classes} classes: {counts}")
     dtypes, digests = loaded.torch_dtypes, loaded.source_digests
-    kinds = ", ".join(sorted(set(dtypes.values())))
-    if kinds:
-        taken = f"{len(dtypes)} tensors of {kinds}"
+    if dtypes:
+        taken = f"{len(dtypes)} tensors of {', '.join(sorted(set(dtypes.values())))}"
         print(f"  took {taken} into the model's dtypes, unchanged in value")
     nonfinite = [key for key, array in tensors.items() if not np.isfinite(array).all()]
     if nonfinite:
@@ -95,7 +92,6 @@ def port(config: PortConfig) -> dict[str, Any]:
         print("  without Adam's moments: only an Orbax checkpoint keeps them")
     if config.report:
         atomic.write_text(Path(config.report), json.dumps(report, indent=2, allow_nan=False) + "\n")
-    return report
 
 
 def _compare(config: PortConfig, loaded: weights.Weights) -> dict[str, Any] | None:
@@ -115,21 +111,19 @@ def _compare(config: PortConfig, loaded: weights.Weights) -> dict[str, Any] | No
     if compare.LOGITS not in names:
         raise UserError("torch's model gives no single tensor of logits: nothing was written")
     print(compare.table(rows))
-    unseen = sorted(compare.layers(loaded) - names)
-    if unseen:
+    layers = {key.rpartition(".")[0] for key in torch_names.leaves(loaded.build())}
+    if unseen := sorted(layers - names):
         print(f"not compared, as torch does not call them as layers: {', '.join(unseen)}")
     if not rows[-1].largest:
         log.warning("no logit is finite and not 0: the comparison proves little")
-    bad = [row for row in rows if not row.equal]
-    if bad:
+    if bad := [row for row in rows if not row.equal]:
         worst = max(bad, key=lambda row: row.relative)
         problem = f"{len(bad)} of {len(rows)} outputs differ from torch's, first {bad[0].name}"
         most = f"most {worst.name} by {worst.relative:.1e} of its largest value"
         raise UserError(f"{problem}, {most}: nothing was written")
-    against = config.against or "torch"
-    layers = f"{len(rows) - 1} layers within {compare.LAYER_TOLERANCE:g}"
-    layers += f", logits within {compare.LOGITS_TOLERANCE:g}"
-    print(f"verified against {against} on {len(images)} images: {layers}")
+    layer, logits = f"{compare.LAYER_TOLERANCE:g}", f"{compare.LOGITS_TOLERANCE:g}"
+    limits = f"{len(rows) - 1} layers within {layer}, logits within {logits}"
+    print(f"verified against {config.against or 'torch'} on {len(images)} images: {limits}")
     return {
         "against": config.against or "the built-in torch model",
         "images": {"random": RANDOM_IMAGES, "test": len(images) - RANDOM_IMAGES},

@@ -37,9 +37,9 @@ with epy.lazy_imports(error_callback=_require_torch, success_callback=_require_s
 
 SUFFIXES = (".ckpt", ".pt", ".pth")
 DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bfloat16", "I64": "i8", "I32": "i4"}
-USUAL_DTYPES = ("float32", "int64")
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6
+USUAL_DTYPES = ("float32", "int64")
 STATE_DICT_ENTRIES = ("state_dict", "model_state_dict", "model", "net")
 EMA_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 OPTIMIZER_ENTRIES = ("optimizer", "optimizer_state_dict", "optim", "optimizer_states")
@@ -57,17 +57,17 @@ def read(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], Any, dict[str
     """
     with path.open("rb") as file:
         start = file.read(len(PICKLE_MAGIC))
-    metadata: dict[str, str] = {}
+    class_names = None
     if start.startswith(ZIP_MAGIC) or start == PICKLE_MAGIC:
         content = _read_torch(path, zipped=start != PICKLE_MAGIC)
     elif path.suffix == ".safetensors" or start[8:9] == b"{":
-        content, metadata = _read_safetensors(path)
+        content, class_names = _read_safetensors(path)
     else:
         problem = "is neither a torch file nor a safetensors file" if start else "is empty"
         raise UserError(f"{path} {problem}: use one of torch.save(model.state_dict(), PATH)")
     arrays, optimizer = _find(path, content, ema=ema)
     dtypes = {k: a.dtype.name for k, a in arrays.items() if a.dtype.name not in USUAL_DTYPES}
-    return arrays, optimizer, {"torch_dtypes": dtypes, "class_names": metadata.get("class_names")}
+    return arrays, optimizer, {"torch_dtypes": dtypes, "class_names": class_names}
 
 
 def write_torch(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -118,7 +118,7 @@ def _read_torch(path: Path, *, zipped: bool) -> Any:
         raise UserError(f"{path} {problem}") from error
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     try:
         with safe_open(path, "np"):  # checks the whole header: shapes, offsets, sizes
             pass
@@ -131,9 +131,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
     for key, entry in header.items():
         if (dtype := DTYPES.get(entry["dtype"])) is None:
             raise UserError(f"{path}: {key} is {entry['dtype']}, which no weight can be made of")
-        first, last = (start + offset for offset in entry["data_offsets"])
-        arrays[key] = content[first:last].view(dtype).reshape(entry["shape"])
-    return arrays, metadata
+        values = content[start:][slice(*entry["data_offsets"])]
+        arrays[key] = values.view(dtype).reshape(entry["shape"])
+    return arrays, metadata.get("class_names")
 
 
 def _find(path: Path, content: Any, *, ema: bool) -> tuple[dict[str, np.ndarray], Any]:
@@ -160,10 +160,9 @@ def _find(path: Path, content: Any, *, ema: bool) -> tuple[dict[str, np.ndarray]
     if 0 < len(strangers) < len(content):
         kind = type(content[strangers[0]]).__name__
         raise UserError(f"{path}: {_names(strangers[:1])!r} is a {kind}, expected a tensor")
-    kind, wanted = ("EMA state dict", EMA_ENTRIES) if ema else ("state dict", STATE_DICT_ENTRIES)
-    problem = f"{path} holds no {kind}: its entries are {_names(content)}"
+    problem = f"{path} holds no {'EMA ' * ema}state dict: its entries are {_names(content)}"
     hint = f"; --ema takes {average}" if average and not ema else ""
-    raise UserError(f"{problem}, expected one of {', '.join(wanted)}{hint}")
+    raise UserError(f"{problem}, expected one of {', '.join(entries)}{hint}")
 
 
 def _arrays(path: Path, tensors: Mapping[Any, Any]) -> dict[str, np.ndarray]:

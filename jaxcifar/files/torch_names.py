@@ -1,8 +1,7 @@
 """The map between a torch state dict and a model's variables, in both directions, without torch.
 
-The tree has torch's names, so the map is one rule: the path of a leaf is its key, and only its
-last name (``TORCH_NAMES``) and the order of its axes (``TORCH_AXES``) are translated. Keys and
-leaves are a bijection, checked against the model before anything is mapped.
+The path of a leaf is its key: only its last name (``TORCH_NAMES``) and the order of its axes
+(``TORCH_AXES``) are translated. Keys and shapes are checked before anything is mapped.
 """
 
 import math
@@ -23,8 +22,8 @@ from jaxcifar.files import torch_files
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: our axes in torch's order
 MAX_CLASSES = 100_000  # a file of a few bytes can claim a tensor that fills the memory
-# Of core.state.make_optimizer.
-ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False}
+ADAM: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8}  # of core.state.make_optimizer
+ADAM |= {"weight_decay": 0, "amsgrad": False, "maximize": False}
 
 
 class Leaf(NamedTuple):
@@ -106,8 +105,7 @@ def to_flax(
     check("not the model's state dict", expected, arrays)
     tree = {}
     for key, leaf in expected.items():
-        array = arrays[key]
-        ours = array.transpose(np.argsort(TORCH_AXES[array.ndim]))
+        ours = arrays[key].transpose(np.argsort(TORCH_AXES[len(leaf.shape)]))
         tree[leaf.path] = cast(key, ours, leaf.dtype)
     return unflatten_dict(tree)
 
@@ -145,14 +143,12 @@ def adam_to_flax(optimizer: Any, model: nn.Module) -> tuple[optax.ScaleByAdamSta
     """
     if isinstance(optimizer, list) and len(optimizer) == 1:  # as Lightning keeps it
         [optimizer] = optimizer
-    if not isinstance(optimizer, Mapping):
-        raise UserError("it is not the state dict of one optimizer")
-    groups, states = optimizer.get("param_groups"), optimizer.get("state")
-    if not groups or states is None:
-        raise UserError("the optimizer has no param_groups or no state")
+    if not isinstance(optimizer, Mapping) or not optimizer.get("param_groups"):
+        raise UserError("it is not the state dict of one optimizer: it has no param_groups")
+    groups, states = optimizer["param_groups"], optimizer["state"]
     for name, expected in ADAM.items():
         for value in (group.get(name, expected) for group in groups):
-            if (tuple(value) if isinstance(value, list) else value) != expected:
+            if not np.array_equal(value, expected):
                 raise UserError(f"the optimizer has {name} {value}, training has {expected}")
     keys = [key for key, leaf in leaves(model).items() if leaf.path[0] == "params"]
     indices = [index for group in groups for index in group["params"]]
@@ -161,9 +157,9 @@ def adam_to_flax(optimizer: Any, model: nn.Module) -> tuple[optax.ScaleByAdamSta
         raise UserError(f"the optimizer has {found}, the model has {len(keys)}")
     names = [name for group in groups for name in group.get("param_names", ())]
     if set(names) != set(keys):
-        names = keys
         if indices != list(range(len(keys))):
             raise UserError("the optimizer does not have its parameters in the model's order")
+        names = keys
     if not all({"step", "exp_avg", "exp_avg_sq"} <= set(state) for state in states.values()):
         raise UserError("the optimizer is not Adam: it keeps no step, exp_avg and exp_avg_sq")
     steps = sorted({float(state["step"]) for state in states.values()})

@@ -47,8 +47,7 @@ class Weights(NamedTuple):
 
     def warn_of_names(self, source: str, dataset: str, names: Sequence[str]) -> None:
         """Log a warning if a data set's classes are known to be other ones."""
-        changes = difference(self.class_names or names, names, source, dataset)
-        if changes:
+        if changes := difference(self.class_names or names, names, source, dataset):
             log.warning("the classes of %s are not those of %s: %s", source, dataset, changes)
 
     def build(self) -> nn.Module:
@@ -110,15 +109,9 @@ def write(path: Path, weights: Weights, format: Format, metadata: Mapping[str, A
         if format == "orbax":
             # Adam's state is where a run's checkpoint has it.
             tree = weights.variables | ({"opt_state": (weights.adam,)} if weights.adam else {})
-            info = {
-                **metadata,
-                "model": weights.model,
-                "num_classes": weights.num_classes,
-                "learning_rate_of_torch": weights.learning_rate,
-                "torch_dtypes": dict(weights.torch_dtypes),
-                "class_names": weights.class_names,
-                DIGEST: digest(tree),
-            }
+            info = dict(metadata) | {"model": weights.model, "num_classes": weights.num_classes}
+            info |= {"class_names": names, "torch_dtypes": dict(weights.torch_dtypes)}
+            info |= {"learning_rate_of_torch": weights.learning_rate, DIGEST: digest(tree)}
             context = ocp.Context()
             # Weights hardly compress, and the buffers would take as much memory as they do.
             context.array.saving.use_compression = False
@@ -141,7 +134,6 @@ def to_torch(weights: Weights) -> dict[str, np.ndarray]:
 
 
 def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]:
-    """Return arrays by torch key, Adam's state, and the metadata."""
     run = path.absolute() / "checkpoints"
     parent = run if run.is_dir() else path.absolute()
     step = last_step(parent)
@@ -162,13 +154,12 @@ def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]
         arrays = torch_names.torch_view({name: tree[name] for name in ("params", "batch_stats")})
         adam = optax.ScaleByAdamState(**tree["opt_state"][0]) if "opt_state" in tree else None
     except Exception as error:  # whatever tensorstore and Orbax raise on bad bytes
-        problem = f"{folder} is no whole checkpoint ({error!r:.99})"
-        raise UserError(f"{problem}: copy it again") from error
+        problem = f"is no whole checkpoint ({error!r:.99}): copy it again"
+        raise UserError(f"{folder} {problem}") from error
     return arrays, adam, info
 
 
 def _class_names(value: Any, count: int) -> tuple[str, ...] | None:
-    """Return the class names in a source's metadata, if there is one for each class."""
     if isinstance(value, str):
         with suppress(ValueError, RecursionError):
             value = json.loads(value)

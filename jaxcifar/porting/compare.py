@@ -34,20 +34,18 @@ class Row(NamedTuple):
     largest: float  # finite absolute value in torch's output
     difference: float  # the largest; infinite if shapes, NaNs or infinities differ
     relative: float  # the difference divided by the largest value
-    tolerance: float
+    tolerance: float  # for the relative difference
 
     @property
     def equal(self) -> bool:
-        """Whether the relative difference is within the tolerance."""
+        """Whether the outputs are within the tolerance; NaN is not."""
         return self.relative <= self.tolerance
 
 
 def torch_module(loaded: Weights, against: str | None) -> Any:
     """Return the built-in torch model, or ``FILE.py:NAME``, with the weights, in eval mode."""
-    if against is None:
-        module = torch_models.create_torch_model(loaded.model, num_classes=loaded.num_classes)
-    else:
-        module = _build(against)
+    create = torch_models.create_torch_model
+    module = _build(against) if against else create(loaded.model, num_classes=loaded.num_classes)
     arrays = torch_names.to_torch(loaded.variables, loaded.build())  # in float32
     try:
         module.load_state_dict({key: torch.from_numpy(a) for key, a in arrays.items()}, strict=True)
@@ -63,11 +61,6 @@ def compare(loaded: Weights, module: Any, images: np.ndarray) -> list[Row]:
     """
     ours, expected = _our_outputs(loaded, images), _torch_outputs(module, images)
     return [_row(name, kind, ours[name], out) for name, kind, out in expected if name in ours]
-
-
-def layers(loaded: Weights) -> set[str]:
-    """Return the names of the layers that have parameters."""
-    return {key.rpartition(".")[0] for key in torch_names.leaves(loaded.build())}
 
 
 def table(rows: list[Row]) -> str:
