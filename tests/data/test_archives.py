@@ -94,13 +94,9 @@ def test_a_damaged_archive_is_refused(form, official):
         (f"{PYTHON}/data_batch_3", cifar_files.truncate, "data_batch_3 has md5"),
         (f"{PYTHON}/data_batch_2", cifar_files.flip_a_bit, "data_batch_2 has md5"),
         (f"{PYTHON}/batches.meta", cifar_files.flip_a_bit, "batches.meta has md5"),
-        (f"{PYTHON}/data_batch_3", Path.unlink, "cifar-10-batches-py/data_batch_3'"),
+        (f"{PYTHON}/data_batch_3", Path.unlink, f"{PYTHON}/data_batch_3'"),
         (f"{BINARY}/data_batch_3.bin", cifar_files.truncate, "data_batch_3.bin is damaged"),
-        (
-            f"{BINARY}/data_batch_3.bin",
-            Path.unlink,
-            "cifar-10-batches-bin/data_batch_3.bin'",
-        ),
+        (f"{BINARY}/data_batch_3.bin", Path.unlink, f"{BINARY}/data_batch_3.bin'"),
     ],
 )
 def test_a_damaged_folder_is_refused(file, damage, reason, official):

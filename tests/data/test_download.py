@@ -23,7 +23,6 @@ BINARY = CIFAR10.archives[1]
 class Server(http.server.ThreadingHTTPServer):
     """Serves one archive; ``mode`` says how: whole, broken or missing."""
 
-    daemon_threads = True
     mode = "whole"
     gets = 0
 
@@ -37,10 +36,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.gets += 1
         self.do_HEAD()
-        length = len(self.server.content)
-        self.wfile.write(
-            self.server.content[: length // 2 if self.server.mode == "broken" else length]
-        )
+        content = self.server.content
+        self.wfile.write(content[: len(content) // (2 if self.server.mode == "broken" else 1)])
         self.close_connection = True
 
     def log_message(self, *args):
