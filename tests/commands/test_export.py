@@ -13,6 +13,7 @@ import pytest
 from jaxcifar import UserError, cli, export
 from jaxcifar.core import inference
 from jaxcifar.files import atomic, weights
+from tests.commands.test_predict import random_images
 
 BATCHES = (1, 3, 100)
 WITH_PLAIN_JAX = """
@@ -35,9 +36,7 @@ def run_export(checkpoint, output, *flags):
 
 @pytest.fixture(scope="module")
 def images():
-    rng = np.random.default_rng(0)
-    colours = rng.integers(0, 256, (max(BATCHES), 1, 1, 3))
-    return (colours * rng.uniform(0, 1, (max(BATCHES), 32, 32, 3))).astype(np.uint8)
+    return random_images(max(BATCHES))
 
 
 @pytest.fixture(scope="module")
@@ -133,25 +132,20 @@ def test_force_replaces_a_file_but_not_the_input(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".stablehlo", ".safetensors"])
-@pytest.mark.parametrize("old", [None, "old"])
-def test_a_full_disk_leaves_what_was_there(suffix, old, checkpoint, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_full_disk_leaves_what_was_there(suffix, exists, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "to_stablehlo", lambda weights: bytearray(2**20))
-    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
     path = tmp_path / f"x{suffix}"
-    if old:
-        path.write_text(old)
+    if exists:
+        path.write_text("old")
     before = listing(tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
     try:
-        with pytest.raises(SystemExit) as end:
-            cli.main(["export", "--checkpoint", str(checkpoint), str(path), "--force"])
+        with pytest.raises((UserError, OSError)):
+            run_export(checkpoint, path, "--force")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("jaxcifar export: error: ")
-    assert error.count("\n") == 1
     assert listing(tmp_path) == before
 
 
@@ -160,20 +154,16 @@ def test_nothing_is_replaced_before_the_end(stop, tmp_path):
     path = tmp_path / "x.ckpt"
     path.write_text("old")
     before = listing(tmp_path)
-
-    def write():
-        with atomic.replacing(path) as new:
-            assert new.suffix == ".ckpt"
-            new.write_text("half")
-            raise stop
-
-    with pytest.raises((KeyboardInterrupt, UserError)):
-        write()
+    refused = pytest.raises((KeyboardInterrupt, UserError))
+    with refused, atomic.replacing(path) as new:
+        assert new.suffix == ".ckpt"
+        new.write_text("half")
+        raise stop
     assert listing(tmp_path) == before
     with atomic.replacing(path) as new:
         new.write_text("whole")
     assert path.read_text() == "whole"
-    assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]
+    assert list(listing(tmp_path)) == ["x.ckpt"]
 
 
 def test_a_folder_that_cannot_be_written_to():

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,12 +18,16 @@ from jaxcifar.files import weights
 BATCH = 8
 
 
+def random_images(count):
+    """Images that differ in colour, so that a network tells them apart."""
+    rng = np.random.default_rng(1)
+    colours = rng.integers(0, 256, (count, 1, 1, 3))
+    return (colours * rng.uniform(0, 1, (count, 32, 32, 3))).astype(np.uint8)
+
+
 @pytest.fixture(scope="module")
 def pixels():
-    """Eleven images: more than a batch of 8, and a second one that is not full."""
-    rng = np.random.default_rng(1)
-    colours = rng.integers(0, 256, (11, 1, 1, 3))
-    return (colours * rng.uniform(0, 1, (11, 32, 32, 3))).astype(np.uint8)
+    return random_images(11)  # more than a batch of 8, and a second one that is not full
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +74,18 @@ def test_other_images_in_a_batch_change_nothing(some, state, pixels, expected):
 
 
 def test_a_folder_as_json(call, folder, expected, capsys):
-    code = call("--json", "--top", 2, folder)
+    assert call("--json", "--top", 2, folder) == 0
     out, error = capsys.readouterr()
     document = json.loads(out)
-    assert (code, error) == (0, "")
-    assert document["model"] == "resnet50_layer4"
+    assert (error, document["model"]) == ("", "resnet50_layer4")
     paths = [str(path) for path in sorted(folder.glob("*.png"))]
     assert [each["image"] for each in document["images"]] == paths
     for each, row in zip(document["images"], expected, strict=True):
-        order = np.argsort(-row)[:2]
-        assert [top["index"] for top in each["top"]] == order.tolist()
-        assert [top["class"] for top in each["top"]] == ["abcdefghij"[i] for i in order]
-        np.testing.assert_allclose([top["probability"] for top in each["top"]], row[order])
+        order = np.argsort(-row)[:2].tolist()
+        assert each["top"] == [
+            {"class": "abcdefghij"[i], "index": i, "probability": pytest.approx(row[i])}
+            for i in order
+        ]
 
 
 def test_files_that_are_not_images_are_skipped(call, folder, tmp_path, capsys):
@@ -90,27 +93,26 @@ def test_files_that_are_not_images_are_skipped(call, folder, tmp_path, capsys):
     bad.write_text("no image")
     Image.new("L", (300, 200), 90).save(big)
     (tmp_path / "empty").mkdir()
-    code = call(bad, big, tmp_path / "missing.png", tmp_path / "empty", folder / "00.png", big)
+    good = folder / "00.png"
+    assert call(bad, big, tmp_path / "missing.png", tmp_path / "empty", good, big) == 1
     out, error = capsys.readouterr()
-    assert code == 1
-    lines = out.splitlines()
-    images = [str(path) for path in (big, folder / "00.png", big)]
-    assert [line.rpartition(": ")[0] for line in lines] == images
-    assert lines[0] == lines[2]
-    assert all(line.count(" %") == 3 for line in lines)
-    first, second, third, fourth = error.splitlines()
-    assert "bad .png is not an image" in first
-    assert second == "images of other sizes or modes are converted to 32x32 RGB"
-    assert "missing.png" in third
-    assert fourth == f"Warning: {tmp_path}/empty has no images; skipped"
+    first, second, third = out.splitlines()
+    for line, image in ((first, big), (second, good)):
+        assert line.startswith(f"{image}: ")
+        assert line.count(" %") == 3
+    assert third == first
+    not_an_image, converted, missing, empty = error.splitlines()
+    assert "bad .png is not an image" in not_an_image
+    assert converted == "images of other sizes or modes are converted to 32x32 RGB"
+    assert "missing.png" in missing
+    assert empty == f"Warning: {tmp_path}/empty has no images; skipped"
 
 
 def test_an_image_on_stdin(call, folder, monkeypatch, capsys):
     path = folder / "00.png"
     assert call(path) == 0
     from_file = capsys.readouterr().out
-    stdin = SimpleNamespace(buffer=io.BytesIO(path.read_bytes()))
-    monkeypatch.setattr(sys, "stdin", stdin)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
     assert call("-") == 0
     assert capsys.readouterr().out.removeprefix("-") == from_file.removeprefix(str(path))
     monkeypatch.setattr(sys, "stdin", None)
@@ -132,8 +134,7 @@ def test_names_of_classes(changes, name, logged, checkpoint, caplog):
     loaded = weights.load(checkpoint)._replace(**changes)
     with caplog.at_level("INFO", "jaxcifar"):
         names = predict._class_names("x.ckpt", loaded)
-    assert names[0] == name
-    assert len(names) == loaded.num_classes
+    assert (names[0], len(names)) == (name, loaded.num_classes)
     assert ("has no class names; using CIFAR-10's" in caplog.text) == logged
 
 
@@ -155,13 +156,8 @@ def test_counts_below_one_are_refused(flag):
 
 def test_several_devices_share_a_batch(checkpoint, folder, expected):
     options = ["--checkpoint", checkpoint, "--batch-size", str(BATCH), "--json", "--top", "1"]
+    argv = [sys.executable, "-m", "jaxcifar.predict", *options, folder]
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"}
-    out = subprocess.run(
-        [sys.executable, "-m", "jaxcifar.predict", *options, folder],
-        env={**os.environ, **flags},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    out = subprocess.run(argv, env=os.environ | flags, capture_output=True, check=True).stdout
     tops = [each["top"][0]["probability"] for each in json.loads(out)["images"]]
     np.testing.assert_allclose(tops, expected.max(axis=1), rtol=1e-4)
