@@ -1,7 +1,7 @@
-"""How long the port takes after its imports, and how much memory: ``python benchmarks/port.py``.
+"""The time and memory of the port, without its imports: ``python benchmarks/port.py``.
 
-Memory is what the process holds at its peak above what it held after the imports, as a
-multiple of the file's size. Linux only.
+Memory is the peak above what the process held after the imports, as a multiple of the size of the
+file. Linux only.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import tempfile
 import time
 from pathlib import Path
 
-TOOLS = Path(__file__).parents[1] / "tools"
 CASES = {
     "to Orbax": ["out"],
     "to safetensors": ["out.safetensors"],
@@ -22,7 +21,7 @@ CASES = {
 
 
 def memory(field: str) -> int:
-    """Bytes, of /proc's VmRSS (now) or VmHWM (peak)."""
+    """Return the bytes of VmRSS (now) or VmHWM (peak)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -30,22 +29,21 @@ def memory(field: str) -> int:
 
 
 def measure(source: str, target: str, *, verify: bool) -> None:
-    """Ports once in this process and prints the figures as JSON."""
-    sys.path.insert(0, str(TOOLS))
-    import compare  # noqa: F401  (with torch, jax and flax)
+    """Port once in this process and print the figures as JSON."""
+    import torch  # noqa: F401  (lazily imported by the port)
 
-    from jaxcifar import port as port_torch_ckpt
-    from jaxcifar import weights  # noqa: F401  (with orbax)
+    from jaxcifar.config.commands import PortConfig
+    from jaxcifar.port import port
 
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     before, start = memory("VmRSS"), time.perf_counter()
-    port_torch_ckpt.port(port_torch_ckpt.PortConfig(input=source, output=target, verify=verify))
+    port(PortConfig(input=source, output=target, verify=verify))
     figures = {"seconds": time.perf_counter() - start, "bytes": memory("VmHWM") - before}
     print(json.dumps(figures))
 
 
 def main() -> None:
-    """Runs each case in a process of its own, several times, and prints the table."""
+    """Run each case in a process of its own, several times, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
@@ -55,7 +53,6 @@ def main() -> None:
         measure(*arguments.measure, verify=arguments.verify)
         return
 
-    sys.path.insert(0, str(TOOLS))
     import torch
 
     from jaxcifar.porting.torch_models import create_torch_model

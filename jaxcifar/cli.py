@@ -11,16 +11,8 @@ from typing import Any, NamedTuple, NoReturn, get_origin
 from tqdm import tqdm
 
 import jaxcifar
-from jaxcifar.config import commands
-from jaxcifar.config.options import (
-    REQUIRED,
-    Options,
-    choices,
-    fields_with_types,
-    flag,
-    fraction,
-    show,
-)
+from jaxcifar.config import commands, options
+from jaxcifar.config.options import Options, flag
 from jaxcifar.config.train import TrainConfig
 from jaxcifar.errors import UserError, one_line
 from jaxcifar.runtime import memory
@@ -78,12 +70,12 @@ def call(name: str, argv: Sequence[str]) -> int | None:
         for each, command in COMMANDS.items():
             subparsers.add_parser(each, help=command.description)
         parser.parse_args([name])
-    options = COMMANDS[name].options.from_flags(parse(name, argv))
+    config = COMMANDS[name].options.from_flags(parse(name, argv))
     logger = logging.getLogger("jaxcifar")
     if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
         logger.addHandler(_StderrHandler())
     logger.setLevel(logging.INFO)
-    return importlib.import_module(f"jaxcifar.{name}").main(options)
+    return importlib.import_module(f"jaxcifar.{name}").main(config)
 
 
 def parse(name: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -93,7 +85,7 @@ def parse(name: str, argv: Sequence[str]) -> dict[str, Any]:
     return vars(parser.parse_args(argv))
 
 
-def make_parser(options: type[Options], prog: str, description: str) -> argparse.ArgumentParser:
+def make_parser(config: type[Options], prog: str, description: str) -> argparse.ArgumentParser:
     """Return a parser with a flag for each option; it raises ``UserError``."""
     parser = _Parser(
         prog=prog,
@@ -102,7 +94,7 @@ def make_parser(options: type[Options], prog: str, description: str) -> argparse
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
     )
-    for field, kind in fields_with_types(options):
+    for field, kind in options.fields_with_types(config):
         text, name = field.metadata["help"].replace("%", "%%"), flag(field.name)
         if kind is bool:  # a flag for what is not the default
             name = flag(f"no_{field.name}") if field.default else name
@@ -111,18 +103,16 @@ def make_parser(options: type[Options], prog: str, description: str) -> argparse
             continue
         values: dict[str, Any] = {"metavar": field.metadata["metavar"]}
         if kind in (int, float):
-            values = {"type": int if kind is int else fraction, "metavar": "N"}
-        elif choices(kind):
-            values = {"choices": choices(kind)}
+            values = {"type": int if kind is int else options.fraction, "metavar": "N"}
+        elif options.choices(kind):
+            values = {"choices": options.choices(kind)}
         if field.metadata["positional"]:
-            if get_origin(kind) is tuple:  # one or more
-                values["nargs"] = "+"
-            parser.add_argument(field.name, help=text, **{**values, "metavar": field.name.upper()})
-            continue
-        if field.default is REQUIRED:
+            name, values["metavar"] = field.name, field.name.upper()
+            values["nargs"] = "+" if get_origin(kind) is tuple else None  # one or more
+        elif field.default is options.REQUIRED:
             values["required"] = True
         elif field.default is not None:
-            text += f" (default: {show(field.default)})"
+            text += f" (default: {options.show(field.default)})"
         parser.add_argument(name, help=text, **values)
     return parser
 

@@ -45,8 +45,7 @@ def evaluate(
 ) -> Evaluation:
     """Score weights on the test images of ``dataset``, by default the run's, else CIFAR-10.
 
-    ``progress`` shows a bar in a terminal. Raises ``UserError`` if the weights or the data cannot
-    be read, or do not fit each other.
+    Raises ``UserError`` if the weights or the data cannot be read, or do not fit each other.
     """
     loaded = weights.load(checkpoint, ema=ema)
     name = dataset or loaded.dataset or "cifar10"
@@ -55,25 +54,22 @@ def evaluate(
     loaded.warn_of_names(checkpoint, name, class_names)
     mesh = sharding.make_mesh()
     state = sharding.put(loaded.state(), sharding.replicated(mesh))
-    logits = test_logits(state, test, batch_size=batch_size, mesh=mesh, progress=progress)
+    logits = test_logits(state, test.images, batch_size=batch_size, mesh=mesh, silent=not progress)
     scores = score(logits, test.labels, class_names)
     return Evaluation(loaded.model, name, test, class_names, logits, scores)
 
 
 def test_logits(
-    state: TrainState, test: Examples, *, batch_size: int, mesh: Mesh, progress: bool
+    state: TrainState, images: np.ndarray, *, batch_size: int, mesh: Mesh, silent: bool
 ) -> np.ndarray:
-    """Return the logits of the test images; ``progress`` shows a bar in a terminal."""
-    disable = None if progress else True  # None: unless there is a terminal
-    with tqdm(total=len(test.labels), unit=" images", leave=False, disable=disable) as bar:
+    """Return the logits of test images; a bar shows in a terminal unless ``silent``."""
+    with tqdm(total=len(images), unit=" images", leave=False, disable=silent or None) as bar:
 
-        def on_batch(images: int) -> None:
-            bar.update(images)
+        def on_batch(count: int) -> None:
+            bar.update(count)
             process.keep_freed_memory()
 
-        return inference.logits(
-            state, test.images, batch_size=batch_size, mesh=mesh, on_batch=on_batch
-        )
+        return inference.logits(state, images, batch_size=batch_size, mesh=mesh, on_batch=on_batch)
 
 
 def main(config: EvaluateConfig) -> None:

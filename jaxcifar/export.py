@@ -26,12 +26,11 @@ USAGE = {
 def to_stablehlo(source: weights.Weights) -> bytearray:
     """Return the forward pass as a program that ``jax.export.deserialize`` reads.
 
-    It maps uint8 ``(N, 32, 32, 3)``, for any N from 1, to float32 logits ``(N, classes)`` on all
-    ``PLATFORMS``, in float32 precision ("highest"): Winograd's convolutions are for CPUs alone.
+    It maps uint8 ``(N, 32, 32, 3)``, N at least 1, to float32 logits ``(N, classes)``.
     """
     state = source.state()
     images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), *INPUT_SHAPE), np.uint8)
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"):  # Winograd's convolutions are for CPUs alone
         forward = jax.jit(lambda images: inference.forward(state, images))
         return jax.export.export(forward, platforms=PLATFORMS)(images).serialize()
 
@@ -44,10 +43,8 @@ def main(config: ExportConfig) -> None:
     atomic.check_output(target, source=Path(config.checkpoint), force=config.force)
     kind = "stablehlo" if target.suffix == ".stablehlo" else weights.format_of(target)
     if kind == "orbax":
-        raise UserError(
-            f"{target}: unknown format; use .ckpt, .pt, .pth, .safetensors or .stablehlo"
-            " (jaxcifar port writes Orbax checkpoints)"
-        )
+        suffixes = ".ckpt, .pt, .pth, .safetensors or .stablehlo, or jaxcifar port for Orbax"
+        raise UserError(f"{target}: unknown format; use {suffixes}")
     loaded = weights.load(config.checkpoint, ema=config.ema)
     with atomic.replacing(target) as path:
         if kind == "stablehlo":
@@ -55,5 +52,5 @@ def main(config: ExportConfig) -> None:
         else:
             weights.write(path, loaded, kind, {})
         size = f"{path.stat().st_size / 2**20:.1f} MiB"
-    print(f"wrote {target} ({kind}, {loaded.model}, {loaded.num_classes} classes, {size});", end="")
-    print(f" use it with {USAGE[kind].format(repr(str(target)))}")
+    facts = f"{kind}, {loaded.model}, {loaded.num_classes} classes, {size}"
+    print(f"wrote {target} ({facts}); use it with {USAGE[kind].format(repr(str(target)))}")

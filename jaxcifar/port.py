@@ -1,10 +1,4 @@
-"""Port weights from torch to Flax or back, and verify that they are the same.
-
-    jaxcifar port vgg16_epoch250.ckpt vgg16_flax
-    jaxcifar port vgg16_flax vgg16.ckpt
-
-The output appears only when all checks have passed.
-"""
+"""Port weights from torch to Flax or back; write them only when all checks have passed."""
 
 if __name__ == "__main__":  # python -m jaxcifar.port
     from jaxcifar import cli
@@ -60,16 +54,13 @@ def port(config: PortConfig) -> dict[str, Any]:
     reader.removeHandler(handler)
     tensors = torch_names.torch_view(loaded.variables)
     parameters = sum(a.size for key, a in tensors.items() if key.endswith(("weight", "bias")))
-    print(
-        f"{source} is {loaded.model} with {loaded.num_classes} classes: {len(tensors)} tensors,"
-        f" {parameters:,} parameters"
-    )
+    counts = f"{len(tensors)} tensors, {parameters:,} parameters"
+    print(f"{source} is {loaded.model} with {loaded.num_classes} classes: {counts}")
     dtypes, digests = loaded.torch_dtypes, loaded.source_digests
-    if dtypes:
-        kinds = ", ".join(sorted(set(dtypes.values())))
-        print(
-            f"  took {len(dtypes)} tensors of {kinds} into the model's dtypes, unchanged in value"
-        )
+    kinds = ", ".join(sorted(set(dtypes.values())))
+    if kinds:
+        taken = f"{len(dtypes)} tensors of {kinds}"
+        print(f"  took {taken} into the model's dtypes, unchanged in value")
     nonfinite = [key for key, array in tensors.items() if not np.isfinite(array).all()]
     if nonfinite:
         log.warning("%s: not all finite: %s", source, ", ".join(nonfinite))
@@ -93,15 +84,12 @@ def port(config: PortConfig) -> dict[str, Any]:
             del loaded, tensors  # they need not stay in memory
             loaded = weights.load(new)
         tensors = torch_names.torch_view(loaded.variables)
-        changed = [
-            key
-            for key, (dtype, expected) in digests.items()
-            if digest(torch_names.cast(key, tensors[key], dtype)) != expected
-        ]
+        casts = ((key, torch_names.cast(key, tensors[key], digests[key][0])) for key in digests)
+        changed = [key for key, array in casts if digest(array) != digests[key][1]]
         if changed or loaded.torch_dtypes != dtypes:
             raise UserError(f"{', '.join(changed)} came back changed: please report this bug")
         print(f"round trip: {len(tensors)} of {len(digests)} tensors bit-identical")
-        report["verification"] = _compare(config, loaded)
+        report["verification"] = _compare(config, loaded) if config.verify else None
     print("dry run: nothing written" if config.dry_run else f"wrote {target} ({target_format})")
     if report["adam_steps"] is not None and target_format != "orbax" and not config.dry_run:
         print("  without Adam's moments: only an Orbax checkpoint keeps them")
@@ -112,8 +100,6 @@ def port(config: PortConfig) -> dict[str, Any]:
 
 def _compare(config: PortConfig, loaded: weights.Weights) -> dict[str, Any] | None:
     """Compare every layer with torch's, and return what the report says of it."""
-    if not config.verify:
-        return None
     if importlib.util.find_spec("torch") is None:
         if config.against:
             raise UserError("--against needs torch 2.6 or newer: install it")
@@ -137,18 +123,17 @@ def _compare(config: PortConfig, loaded: weights.Weights) -> dict[str, Any] | No
     bad = [row for row in rows if not row.equal]
     if bad:
         worst = max(bad, key=lambda row: row.relative)
-        raise UserError(
-            f"{len(bad)} of {len(rows)} outputs differ from torch's, first {bad[0].name}, most"
-            f" {worst.name} by {worst.relative:.1e} of its largest value: nothing was written"
-        )
-    print(
-        f"verified against {config.against or 'torch'} on {len(images)} images: {len(rows) - 1}"
-        f" layers within {compare.LAYER_TOLERANCE:g}, logits within {compare.LOGITS_TOLERANCE:g}"
-    )
+        problem = f"{len(bad)} of {len(rows)} outputs differ from torch's, first {bad[0].name}"
+        most = f"most {worst.name} by {worst.relative:.1e} of its largest value"
+        raise UserError(f"{problem}, {most}: nothing was written")
+    against = config.against or "torch"
+    layers = f"{len(rows) - 1} layers within {compare.LAYER_TOLERANCE:g}"
+    layers += f", logits within {compare.LOGITS_TOLERANCE:g}"
+    print(f"verified against {against} on {len(images)} images: {layers}")
     return {
         "against": config.against or "the built-in torch model",
         "images": {"random": RANDOM_IMAGES, "test": len(images) - RANDOM_IMAGES},
         "not_compared": unseen,
         "largest": max(row.relative for row in rows),
-        "layers": [{**row._asdict(), "relative": row.relative} for row in rows],
+        "layers": [row._asdict() for row in rows],
     }

@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from jaxcifar.reporting.scores import check_finite
 from jaxcifar.runtime import process
 
 log = logging.getLogger(__name__)
-MAX_STDIN_BYTES = 2**28
 
 
 def predict(
@@ -46,7 +45,7 @@ def main(config: PredictConfig) -> int:
     class_names = _class_names(config.checkpoint, loaded)
     mesh = sharding.make_mesh()
     state = sharding.put(loaded.state(), sharding.replicated(mesh))
-    inputs = [Path(name) for name in config.image]
+    inputs = map(Path, config.image)
     paths = [path for each in inputs for path in (each.is_dir() and files.below(each)) or [each]]
     # One array for all batches, so that a smaller last one is not compiled again.
     batch = np.zeros((min(config.batch_size, len(paths)), *files.SIZE, 3), np.uint8)
@@ -56,19 +55,16 @@ def main(config: PredictConfig) -> int:
         read: list[str] = []
         for path in paths[start : start + len(batch)]:
             try:
-                batch[len(read)], converted = _read(path)
+                batch[len(read)] = _read(path, log_once)
+                read.append(str(path))
             except (UserError, OSError) as error:
                 results.append({"image": str(path), "error": one_line(str(error))})
                 log.warning("%s; skipped", results[-1]["error"])
-                continue
-            if converted:
-                log_once("images of other sizes or modes are converted to 32x32 RGB")
-            read.append(str(path))
         if not read:
             continue
-        probabilities = predict(state, batch, batch_size=config.batch_size, mesh=mesh)
-        check_finite(probabilities[: len(read)])
-        for image, row in zip(read, probabilities.tolist(), strict=False):
+        probabilities = predict(state, batch, batch_size=config.batch_size, mesh=mesh)[: len(read)]
+        check_finite(probabilities)
+        for image, row in zip(read, probabilities.tolist(), strict=True):
             order = np.argsort(np.negative(row), kind="stable")[: config.top].tolist()
             top = [{"class": class_names[i], "index": i, "probability": row[i]} for i in order]
             results.append({"image": image, "top": top})
@@ -83,23 +79,22 @@ def main(config: PredictConfig) -> int:
 
 
 def _class_names(source: str, loaded: weights.Weights) -> Sequence[str]:
-    if loaded.class_names is not None:
-        return loaded.class_names
-    if loaded.num_classes == len(cifar.CLASS_NAMES) and loaded.dataset in (None, "cifar10"):
+    names = loaded.class_names
+    if names is None and loaded.num_classes == 10 and loaded.dataset in (None, "cifar10"):
         log.info("%s has no class names; using CIFAR-10's", source)
         return cifar.CLASS_NAMES
-    return [f"class {index}" for index in range(loaded.num_classes)]
+    return names or [f"class {index}" for index in range(loaded.num_classes)]
 
 
-def _read(path: Path) -> tuple[np.ndarray, bool]:
-    """Return an image as uint8 ``(32, 32, 3)``, and whether it had another size or mode."""
-    file: Path | io.BytesIO = path
-    if path == Path("-"):
-        if sys.stdin is None:
-            raise UserError("stdin is closed; pass a file, or an image on stdin")
-        file = io.BytesIO(sys.stdin.buffer.read(MAX_STDIN_BYTES))
-    elif path.is_dir():
+def _read(path: Path, log_once: Callable[[str], None]) -> np.ndarray:
+    """Return an image as uint8 ``(32, 32, 3)``; log if it had another size or mode."""
+    if path.is_dir():
         raise UserError(f"{path} has no images")
+    if path == Path("-") and sys.stdin is None:
+        raise UserError("stdin is closed; pass a file, or an image on stdin")
+    stdin = io.BytesIO(sys.stdin.buffer.read(2**28)) if path == Path("-") else None
     with files.quiet():
-        image = files.open_image(file)
-        return files.to_rgb32(image), (image.size, image.mode) != (files.SIZE, "RGB")
+        image = files.open_image(stdin or path)
+        if (image.size, image.mode) != (files.SIZE, "RGB"):
+            log_once("images of other sizes or modes are converted to 32x32 RGB")
+        return files.to_rgb32(image)

@@ -22,10 +22,9 @@ log = logging.getLogger(__name__)
 def make_report(
     paths: Sequence[str | Path], output: Path | None = None, *, data_dir: str | None = None
 ) -> Path:
-    """Write a page about run directories, and return its path.
+    """Write a page about run directories, by default into the run's, and return its path.
 
-    ``output`` is a directory, by default the run's ``report``. A run is evaluated again, on data
-    in ``data_dir``, if its saved test outputs are missing or older than its last checkpoint.
+    A run is evaluated again if its test outputs are missing or older than its last checkpoint.
     """
     runs = [RunDirectory(Path(path)) for path in paths]
     return page.write_report(runs, [_test_outputs(run, data_dir) for run in runs], output)
@@ -36,13 +35,11 @@ def _test_outputs(run: RunDirectory, data_dir: str | None) -> page.TestOutputs:
     if step is None:
         raise UserError(f"{run.path} has no checkpoint; train first or pass another path")
     saved = page.load_outputs(run)
-    if saved is not None and saved.step == step:
+    if saved and saved.step == step:
         return saved
     log.info("%s: evaluating the checkpoint of step %d on the test images", run.path, step)
     result = evaluate(str(run.path), data_dir=data_dir or config.data_dir, progress=True)
-    outputs = page.collect(step, result.class_names, result.logits, result.examples)
-    page.save_outputs(run, outputs)
-    return outputs
+    return page.save_outputs(run, step, result.class_names, result.logits, result.examples)
 
 
 def main(config: ReportConfig) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcifar import report
 from jaxcifar.config.train import TrainConfig
 from jaxcifar.core.state import TrainState
 from jaxcifar.errors import UserError
@@ -43,9 +42,8 @@ class History:
 def train_and_evaluate(config: TrainConfig) -> History:
     """Train as configured and evaluate on the test images.
 
-    SIGINT and SIGTERM save a checkpoint between two steps and raise ``KeyboardInterrupt``. Raises
-    ``UserError`` if the options do not fit the data, the devices or the run directory, or the loss
-    is not finite.
+    SIGINT and SIGTERM save a checkpoint and raise ``KeyboardInterrupt``. Raises ``UserError`` if
+    the options do not fit the data, the devices or the run directory, or the loss is not finite.
     """
     process.start(use_compile_cache=config.compile_cache)
     if config.coordinator is not None:
@@ -85,7 +83,7 @@ def train_and_evaluate(config: TrainConfig) -> History:
             state = loop.train(run, state, totals, outputs)
             progress.close()
             logits = test_logits(
-                state, run.test, batch_size=config.batch_size, mesh=run.mesh, progress=not silent
+                state, run.test.images, batch_size=config.batch_size, mesh=run.mesh, silent=silent
             )
             checkpoints.finish()
         except jax.errors.JaxRuntimeError as error:
@@ -103,14 +101,12 @@ def train_and_evaluate(config: TrainConfig) -> History:
 def _write_report(run: setup.Run, logits: np.ndarray) -> None:
     """Write the report; if that fails, the run's results stay."""
     try:
-        outputs = page.collect(run.total_steps, run.metadata["class_names"], logits, run.test)
-        page.save_outputs(run.directory, outputs)
-        report.make_report([run.directory.path])
+        names = run.metadata["class_names"]
+        outputs = page.save_outputs(run.directory, run.total_steps, names, logits, run.test)
+        page.write_report([run.directory], [outputs])
     except (OSError, UserError) as error:
-        log.warning(
-            "the report could not be written (%s); write it with: jaxcifar report %s",
-            *(error, shlex.quote(str(run.directory.path))),
-        )
+        path = shlex.quote(str(run.directory.path))
+        log.warning("the report could not be written (%s): try jaxcifar report %s", error, path)
 
 
 def main(config: TrainConfig) -> None:

@@ -8,10 +8,7 @@ from jaxcifar.config.train import DATASET, DATASETS, ModelName
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # of exported programs
 VERIFY_IMAGES = 48  # CIFAR-10 images that the port compares on
-
-
-def _compile_cache() -> bool:
-    return option(True, "do not keep compiled programs in the user's cache directory")
+COMPILE_CACHE = "do not keep compiled programs in the user's cache directory"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +35,7 @@ class EvaluateConfig(WeightsOptions):
     data_dir: str | None = option(None, "where the data is, as for jaxcifar train")
     batch_size: int = option(500, "images per forward pass; does not change the result", POSITIVE)
     json: bool = option(False, "print one JSON document instead")
-    compile_cache: bool = _compile_cache()
+    compile_cache: bool = option(True, COMPILE_CACHE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +51,7 @@ class PredictConfig(WeightsOptions):
     top: int = option(3, "how many classes to print per image, most likely first", POSITIVE)
     batch_size: int = option(100, "images per forward pass; does not change the result", POSITIVE)
     json: bool = option(False, "print one JSON document instead of lines")
-    compile_cache: bool = _compile_cache()
+    compile_cache: bool = option(True, COMPILE_CACHE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +82,7 @@ class ReportConfig(Options):
     data_dir: str | None = option(
         None, "where the data is, in case a run has to be evaluated again"
     )
-    compile_cache: bool = _compile_cache()
+    compile_cache: bool = option(True, COMPILE_CACHE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from types import NoneType
 from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
@@ -93,20 +93,17 @@ def fraction(text: str) -> float:
         raise ValueError(f"not a number: {text!r}") from None
 
 
-def fields_with_types(options: type) -> list[tuple[dataclasses.Field[Any], Any]]:
-    """Return each field with its type; of ``T | None`` the ``T``."""
+def fields_with_types(options: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """Yield each field with its type; of ``T | None`` the ``T``."""
     hints = get_type_hints(options)
-    return [(field, _without_none(hints[field.name])) for field in dataclasses.fields(options)]
+    for field in dataclasses.fields(options):
+        *kinds, last = get_args(hints[field.name]) or (None,)
+        yield field, kinds[0] if last is NoneType else hints[field.name]
 
 
 def choices(kind: Any) -> tuple[str, ...]:
     """Return the values of a ``Literal``; none for any other type."""
     return get_args(kind) if get_origin(kind) is Literal else ()
-
-
-def _without_none(hint: Any) -> Any:
-    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
-    return kinds[0] if NoneType in get_args(hint) else hint
 
 
 def _is_instance(value: Any, kind: Any) -> bool:

@@ -15,16 +15,15 @@ ModelName = Literal["vgg16", "vgg16_bn", "resnet50_layer4"]
 Augmentation = Literal["none", "crop", "crop-flip"]
 AUTO_AUGMENTATION = {"cifar10": "crop-flip", "cifar100": "crop-flip", "digits": "none"}
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
-DATASET_NAMES = tuple(AUTO_AUGMENTATION)
 FOLDER_PREFIX = "folder:"
-DATASETS = ", ".join((*DATASET_NAMES, f"{FOLDER_PREFIX}PATH"))
+DATASETS = ", ".join((*AUTO_AUGMENTATION, f"{FOLDER_PREFIX}PATH"))
 SHARE = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
 CONFIG_FILE = "config.json"  # in a run's directory
 
 
 def is_dataset(name: str) -> bool:
     """Whether this names a data set; a folder need not exist."""
-    return name in DATASET_NAMES or (name.startswith(FOLDER_PREFIX) and name != FOLDER_PREFIX)
+    return name in AUTO_AUGMENTATION or (name.startswith(FOLDER_PREFIX) and name != FOLDER_PREFIX)
 
 
 def folder_path(dataset: str) -> Path:
@@ -43,7 +42,7 @@ DATASET = Range(f"one of {DATASETS}", is_dataset)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Options):
-    """Everything that decides a run; a wrong value raises ``UserError``."""
+    """Everything that decides a run."""
 
     model: ModelName = option("vgg16", "the network")
     dataset: str = option(
@@ -145,9 +144,6 @@ class TrainConfig(Options):
             raise UserError("--ema selects among the weights of --init-from: pass that, too")
         if self.resume and self.workdir is None:
             raise UserError("--resume needs --workdir, the directory of the run to continue")
-        self._check_processes()
-
-    def _check_processes(self) -> None:
         numbers = (self.num_processes, self.process_id)
         by_hand = self.coordinator not in (None, "auto")
         if (None in numbers) if by_hand else (numbers != (None, None)):
@@ -172,7 +168,8 @@ class TrainConfig(Options):
     def from_json(cls, path: Path) -> Self:
         """Read saved options, or raise ``UserError``."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            values = {**json.loads(path.read_text(encoding="utf-8"))}
+            return cls(**{name: values[name] for name in values if name not in OF_PROCESS})
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a saved training configuration: {error}") from error
 

@@ -18,9 +18,8 @@ CROP_PADDING = 4
 
 def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> jax.Array:
     """Crop and flip images ``(N, H, W, C)`` at random, as torchvision's transforms do."""
-    if augmentation not in get_args(Augmentation):
-        known = ", ".join(get_args(Augmentation))
-        raise ValueError(f"unknown augmentation {augmentation!r}: use one of {known}")
+    if augmentation not in (known := get_args(Augmentation)):
+        raise ValueError(f"unknown augmentation {augmentation!r}: use one of {', '.join(known)}")
     crop_key, flip_key = jax.random.split(key)
     if augmentation != "none":
         corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * CROP_PADDING + 1)
@@ -34,7 +33,6 @@ def crop(images: jax.Array, corners: jax.Array) -> jax.Array:
     """Pad with zeros, then cut image ``i`` to its old size at ``corners[i] = (top, left)``."""
     sides = (CROP_PADDING, CROP_PADDING)
     padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
-
     starts = jnp.pad(corners, ((0, 0), (0, 1)))  # the channels start at 0
     return jax.vmap(partial(lax.dynamic_slice, slice_sizes=images.shape[1:]))(padded, starts)
 
@@ -45,11 +43,8 @@ def flip(images: jax.Array, mirrored: jax.Array) -> jax.Array:
 
 
 def normalize(images: jax.Array | np.ndarray, dtype: DTypeLike = np.float32) -> jax.Array:
-    """Return ``(pixel / 255 - MEAN) / STD`` of uint8 images ``(N, H, W, 3)``.
-
-    The 256 values of each channel are computed in numpy and looked up, which is bit-equal to
-    torch's ``ToTensor`` and ``Normalize``: XLA would turn the divisions into products.
-    """
+    """Return ``(pixel / 255 - MEAN) / STD`` of uint8 ``(N, H, W, 3)``, bit-equal to torch's."""
+    # The 256 values are computed in numpy, since XLA would turn the divisions into products.
     pixels = np.arange(256, dtype=dtype)[:, None] / np.asarray(255, dtype)
     table = (pixels - np.asarray(MEAN, dtype)) / np.asarray(STD, dtype)
     return jnp.asarray(table)[images, jnp.arange(3)]

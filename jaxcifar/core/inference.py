@@ -14,6 +14,8 @@ from jaxcifar.core.augment import normalize
 from jaxcifar.core.models import INPUT_SHAPE
 from jaxcifar.core.state import TrainState
 
+MIN_BATCH = 128  # one program, so the same bits, for any smaller number of images
+
 
 @jax.jit
 def forward(state: TrainState, images: jax.Array) -> jax.Array:
@@ -32,31 +34,27 @@ def logits(
     mesh: Mesh | None = None,
     on_batch: Callable[[int], object] | None = None,
 ) -> np.ndarray:
-    """Return the logits of any number of images on the host, by one compiled program.
+    """Return float32 logits ``(N, classes)`` of uint8 images on the host, by one program.
 
-    ``state`` is replicated over the devices of ``mesh``, which share each batch; with several
-    processes, each passes the same ``images``. ``batch_size`` is rounded up to a multiple of the
-    devices and does not change the result. ``on_batch`` is called after each batch with its
-    number of images; without it, no batch waits for the one before.
+    The devices of ``mesh``, over which ``state`` is replicated, share each batch: at most
+    ``batch_size`` images, rounded up to a multiple of the devices. All processes pass the same
+    ``images``. ``on_batch`` gets each batch's number of images once its logits are ready.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.shape[1:] != INPUT_SHAPE:
         raise ValueError(f"expected uint8 images (N, 32, 32, 3), got {images.dtype} {images.shape}")
     total = len(images)
-    batch_size = min(batch_size, 1 << max(total - 1, 0).bit_length())  # the next power of 2
+    batch_size = min(batch_size, max(MIN_BATCH, 1 << (total - 1).bit_length()))
     if mesh is not None:
         batch_size += -batch_size % mesh.size
     parts = []
     for start in range(0, max(total, 1), batch_size):  # of no images, one empty batch
-        count = min(batch_size, total - start)
-        padding = ((0, batch_size - count), (0, 0), (0, 0), (0, 0))
-        batch: ArrayLike = np.pad(images[start : start + count], padding)
+        part = images[start : start + batch_size]
+        batch = np.pad(part, ((0, batch_size - len(part)), (0, 0), (0, 0), (0, 0)))
         if mesh is not None:
             batch = sharding.put(batch, sharding.split(mesh))
         parts.append(forward(state, batch))
         if on_batch is not None:
             jax.block_until_ready(parts[-1])
-            on_batch(count)
-    if jax.process_count() > 1:
-        parts = multihost_utils.process_allgather(parts, tiled=True)
-    return np.concatenate(jax.device_get(parts))[:total]
+            on_batch(len(part))
+    return np.concatenate(multihost_utils.process_allgather(parts, tiled=True))[:total]

@@ -1,8 +1,6 @@
-"""Layers with torch's semantics, on NHWC images.
+"""Layers with torch's semantics, on NHWC images, called as ``layer(x, train=...)``.
 
-A layer is called as ``layer(x, train=...)``. It computes in the dtype of ``x`` and keeps its
-parameters in float32, or float64 when ``x`` is. ``Sequential`` names its layers ``0, 1, 2, ...``
-as ``torch.nn.Sequential`` does, so that a leaf's path in the tree is its key in the state dict.
+They compute in the dtype of ``x`` and keep parameters in float32, or float64 when ``x`` is.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +22,13 @@ BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9  # weight of the old value; torch's 0.1 is that of the new one
 
 
-def _torch_bias(fan_in: int) -> Callable[..., jax.Array]:
-    return partial(jax.random.uniform, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
+def _torch_bias(kernel: jax.Array) -> Callable[..., jax.Array]:
+    bound = (kernel.size // kernel.shape[-1]) ** -0.5
+    return partial(jax.random.uniform, minval=-bound, maxval=bound)
 
 
 class Sequential(nn.Module):
-    """Apply layers in order, each named by its index."""
+    """Apply layers in order, each named by its index, as ``torch.nn.Sequential`` does."""
 
     layers: Sequence[Layer]
 
@@ -55,8 +54,7 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         kernel = self.param("kernel", self.kernel_init, shape, dtype)
-        bias_init = self.bias_init or _torch_bias(self.kernel_size**2 * x.shape[-1])
-        bias = self.param("bias", bias_init, (self.features,), dtype)
+        bias = self.param("bias", self.bias_init or _torch_bias(kernel), shape[-1:], dtype)
         y = conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=self.padding)
         # Added in the dtype of the bias, whose gradient is a sum over all pixels.
         return (y.astype(dtype) + _per_channel(bias, x)).astype(x.dtype)
@@ -72,7 +70,7 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         shape, dtype = (x.shape[-1], self.features), jnp.promote_types(x.dtype, jnp.float32)
         kernel = self.param("kernel", self.kernel_init, shape, dtype)
-        bias = self.param("bias", _torch_bias(x.shape[-1]), (self.features,), dtype)
+        bias = self.param("bias", _torch_bias(kernel), shape[-1:], dtype)
         return x @ kernel.astype(x.dtype) + _per_channel(bias.astype(x.dtype), x)
 
 

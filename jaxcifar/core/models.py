@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,27 +25,28 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 def create_model(
     name: str, *, num_classes: int = 10, dropout_rate: float = 0.5, dtype: DTypeLike = jnp.float32
 ) -> nn.Module:
-    """Create the network called ``name``, a key of ``MODELS``.
-
-    ``dtype`` is the compute dtype: float32, bfloat16, or float64 under x64. Parameters are
-    float32, or float64 with float64. ``resnet50_layer4`` has no dropout and ignores its rate.
-    """
+    """Create a network of ``MODELS`` that computes in float32, bfloat16, or float64 under x64."""
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}: use one of {', '.join(MODELS)}")
     options = {} if name == "resnet50_layer4" else {"dropout_rate": dropout_rate}
     return MODELS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), **options)
 
 
+def init(key: jax.Array, model: nn.Module) -> Any:
+    """Draw ``{"params": ..., "batch_stats": ...}``; jit it to leave the forward pass out."""
+    with jax.default_matmul_precision("highest"):  # plain convolutions are traced faster
+        return model.init(key, jnp.zeros((1, *INPUT_SHAPE)), train=False)
+
+
 def abstract_variables(model: nn.Module) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Return shapes and dtypes of the variables, in the order of torch's state dict."""
-    images = jax.ShapeDtypeStruct((1, *INPUT_SHAPE), jnp.float32)
     leaves = {}
 
-    def init(key: jax.Array, images: jax.Array) -> None:
-        for path, leaf in flatten_dict(model.init(key, images, train=False)).items():
+    def record(key: jax.Array) -> None:
+        for path, leaf in flatten_dict(init(key, model)).items():
             leaves[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
-    jax.eval_shape(init, jax.random.key(0), images)  # whose result would have sorted keys
+    jax.eval_shape(record, jax.random.key(0))  # whose result would have sorted keys
     return unflatten_dict(leaves)
 
 

@@ -1,8 +1,8 @@
 """ResNet50 (He et al., 2015) cut after layer 4, as the original program builds it.
 
-It differs from the paper: every convolution has a bias, batch norm **and ReLU**, also the last
-of a block and the shortcut; there is no ReLU after the addition; and a block that does not
-downsample always applies ``make_equal_channel``, also where the shapes already agree.
+Unlike the paper's, every convolution has a bias, batch norm **and ReLU**, also the shortcut and
+the last of a block; no ReLU follows the addition; and each block that does not downsample applies
+``make_equal_channel``.
 """
 
 from functools import partial
@@ -21,9 +21,9 @@ LAYERS = {  # (mid, out, downsample) of each block
 }
 
 
-def _unit(features: int, kernel_size: int, *, stride: int = 1, padding: int = 0) -> Layer:
-    conv = partial(Conv, features, kernel_size, stride, padding, kernel_init=xavier_uniform)
-    return partial(Sequential, (conv, BatchNorm, ReLU))
+def _unit(features: int, size: int, *after: Layer, stride: int = 1, padding: int = 0) -> Layer:
+    conv = partial(Conv, features, size, stride, padding, kernel_init=xavier_uniform)
+    return partial(Sequential, (conv, BatchNorm, ReLU, *after))
 
 
 class Block(nn.Module):
@@ -54,10 +54,8 @@ class ResNet50Layer4(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Map normalized images ``(N, 32, 32, 3)`` to logits ``(N, num_classes)``."""
-        conv = partial(Conv, 64, 7, stride=2, padding=3, kernel_init=xavier_uniform)
-        stem = (conv, BatchNorm, ReLU, partial(MaxPool, 3, 2, padding=1))
-        x = Sequential(stem, name="layer1")(images.astype(self.dtype), train=train)
+        stem = _unit(64, 7, partial(MaxPool, 3, 2, padding=1), stride=2, padding=3)
+        x = stem(name="layer1")(images.astype(self.dtype), train=train)
         for name, blocks in LAYERS.items():
             x = Sequential([partial(Block, *block) for block in blocks], name=name)(x, train=train)
         x = jnp.mean(x, axis=(1, 2))

@@ -26,9 +26,6 @@ def split(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
 
 def put(tree: Any, sharding: Sharding) -> Any:
     """Place a tree of arrays; every process passes the whole arrays, with equal values."""
-
-    def place(leaf: Any) -> jax.Array:
-        array = np.asarray(leaf)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-    return jax.tree.map(place, tree)
+    place = jax.make_array_from_callback
+    arrays = jax.tree.map(np.asarray, tree)
+    return jax.tree.map(lambda array: place(array.shape, sharding, array.__getitem__), arrays)

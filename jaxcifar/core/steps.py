@@ -39,19 +39,14 @@ class Metrics:
     def means(self) -> tuple[float, float]:
         """Return mean loss and accuracy (0 to 1), NaN without images; waits for the device."""
         sums = jax.device_get(self)
-        if sums.count == 0:
-            return math.nan, math.nan
-        return float(sums.loss_sum) / int(sums.count), int(sums.correct) / int(sums.count)
+        count = int(sums.count) or math.nan
+        return float(sums.loss_sum) / count, int(sums.correct) / count
 
 
 def loss_fn(
     params: Any, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, tuple[Metrics, Any]]:
-    """Return the mean cross-entropy in training mode; beside it metrics and new ``batch_stats``.
-
-    ``images`` are normalized, and ``key`` is for dropout. Differentiate with respect to
-    ``params``: those of ``state`` are ignored.
-    """
+    """Return the mean cross-entropy of normalized images, beside it metrics and ``batch_stats``."""
     variables = {"params": params, "batch_stats": state.batch_stats}
     logits, updates = state.apply_fn(
         variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
@@ -74,10 +69,9 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Return the state after one update, and the metrics of the batch before it.
 
-    Pure; jit it with ``donate_argnums=0, static_argnames=("augment", "skip_nonfinite")``. The
-    step's own key is folded from ``key`` and ``state.step``, so pass all steps the same one. With
-    ``skip_nonfinite``, a batch whose loss or gradients are not finite changes only ``state.step``,
-    and its metrics count no image.
+    Pure; jit it with ``donate_argnums=0, static_argnames=("augment", "skip_nonfinite")``. Pass the
+    same ``key`` to all steps. With ``skip_nonfinite``, a batch whose loss or gradients are not
+    finite changes only ``state.step``, and its metrics count no image.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     images = augment_images(augment_key, batch.images, augment)
@@ -109,8 +103,7 @@ def train_steps_at(
 ) -> tuple[TrainState, Metrics]:
     """Run ``train_step`` on the next ``count`` batches and add their metrics to ``totals``.
 
-    ``state``, whose ``step`` selects the batch, is donated; ``totals`` can still be read.
-    ``examples`` is the whole training set, on the device, and ``order`` an ``epoch_order``.
+    ``state`` is donated; its ``step`` selects the batch in ``order``, an ``epoch_order``.
     Leave ``count`` at 1 on a CPU, where XLA's convolution is about 50 times slower in a loop.
     """
 

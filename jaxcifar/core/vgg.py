@@ -5,20 +5,17 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import variance_scaling, zeros
 
 from jaxcifar.core.layers import BatchNorm, Conv, Dropout, Layer, Linear, MaxPool, ReLU, Sequential
 
 POOL = 0
 CONFIGURATION = (64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL, *(512, 512, 512, POOL) * 2)
-# Of the convolutions: N(0, sqrt(2 / (kh kw out))).
-KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+KERNEL_INIT = variance_scaling(2.0, "fan_out", "normal")  # N(0, sqrt(2 / (kh kw out)))
 
 
 class VGG16(nn.Module):
-    """Thirteen 3x3 convolutions, five pools and a two-layer head with dropout.
-
-    The head always has a batch norm, the convolutions only with ``batch_norm`` (``vgg16_bn``).
-    """
+    """VGG16 whose two-layer head has a batch norm; ``batch_norm`` adds one to each convolution."""
 
     num_classes: int = 10
     dropout_rate: float = 0.5
@@ -27,15 +24,11 @@ class VGG16(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Map normalized images ``(N, 32, 32, 3)`` to logits ``(N, num_classes)``."""
+        conv = partial(Conv, kernel_size=3, padding=1, kernel_init=KERNEL_INIT, bias_init=zeros)
+        pool, after = partial(MaxPool, 2, 2), [BatchNorm, ReLU] if self.batch_norm else [ReLU]
         features: list[Layer] = []
         for channels in CONFIGURATION:
-            if channels == POOL:
-                features.append(partial(MaxPool, 2, 2))
-                continue
-            conv = partial(Conv, channels, 3, padding=1, kernel_init=KERNEL_INIT)
-            features.append(partial(conv, bias_init=nn.initializers.zeros))
-            features += [BatchNorm, ReLU] if self.batch_norm else [ReLU]
+            features += [pool] if channels == POOL else [partial(conv, channels), *after]
         dropout, logits = partial(Dropout, self.dropout_rate), partial(Linear, self.num_classes)
         classifier = (dropout, partial(Linear, 512), BatchNorm, ReLU, dropout, logits)
         x = Sequential(features, name="features")(images.astype(self.dtype), train=train)

@@ -6,23 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from jaxcifar.config.train import DATASETS, FOLDER_PREFIX, folder_path, is_dataset
-from jaxcifar.core.steps import Examples
 from jaxcifar.data import archives, cifar, digits, folder
-from jaxcifar.data.dataset import Dataset
+from jaxcifar.data.dataset import Dataset, Examples
 from jaxcifar.errors import UserError
 
 __all__ = ["Dataset", "Examples", "hold_out", "load"]
 
 
 def load(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """Load a data set.
+    """Load ``cifar10``, ``cifar100``, ``digits`` or ``folder:PATH``, or raise ``UserError``.
 
-    Args:
-      name: ``cifar10``, ``cifar100``, ``digits`` or ``folder:PATH``.
-      data_dir: of CIFAR; None means ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
-
-    Raises:
-      UserError: the data is missing, damaged, or cannot be downloaded.
+    ``data_dir`` is CIFAR's; None means ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
     """
     if not is_dataset(name):
         raise UserError(f"unknown dataset {name!r}: use one of {DATASETS}")
@@ -46,11 +40,7 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
 
 
 def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples | None]:
-    """Return the remaining and ``round(fraction * N)`` held-out examples, always the same ones.
-
-    Raises:
-      UserError: no example would be held out, or none would remain.
-    """
+    """Return the remaining and ``round(fraction * N)`` held-out examples, always the same ones."""
     if fraction == 0:
         return examples, None
     total = len(examples.labels)

@@ -1,7 +1,6 @@
 """The official files of CIFAR-10 and -100 (Krizhevsky, 2009): archives and unpacked folders.
 
-Archives, and the pickles in folders, are checked against their published checksums before they
-are parsed; unpickling may then only build arrays.
+Published checksums are verified before parsing; unpickling may then only build arrays.
 """
 
 import hashlib
@@ -14,8 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcifar.core.steps import Examples
-from jaxcifar.data.dataset import Dataset
+from jaxcifar.data.dataset import Dataset, Examples
 from jaxcifar.errors import UserError
 
 _IN_OFFICIAL_PICKLES = ("numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct")
@@ -78,11 +76,10 @@ CIFAR100 = Source(
 
 def find(data_dir: Path, source: Source) -> Path | None:
     """Return the first official folder or archive at, in, or in the downloads of ``data_dir``."""
-    forms = (*source.folders, *source.archives)
-    downloads = data_dir / "downloads"
+    forms, downloads = (*source.folders, *source.archives), data_dir / "downloads"
+    folders = (data_dir, downloads / "manual", downloads)
     paths = [data_dir] if data_dir.name in forms else []
-    for folder in (data_dir, downloads / "manual", downloads):
-        paths += [folder / form for form in forms]
+    paths += [folder / form for folder in folders for form in forms]
     # TFDS decorates the names of its downloads, and may put them into a folder of the data set.
     stem = source.archives[1].removesuffix(".tar.gz")
     for pattern in (f"*{stem}*.tar.gz", f"cifar10*/*{stem}*.tar.gz"):
@@ -91,11 +88,7 @@ def find(data_dir: Path, source: Source) -> Path | None:
 
 
 def read(path: Path, source: Source) -> Dataset:
-    """Read an official archive or folder.
-
-    Raises:
-      UserError: a file is missing, damaged, or not the published one; the message names it.
-    """
+    """Read an archive or folder; ``UserError`` names a file that is missing or damaged."""
     binary = path.name not in (source.folders[0], source.archives[0])  # indexes the pairs, too
     counts = {name + ".bin" * binary: count for name, count in source.batches.items()}
     name, batches = "", []
@@ -110,10 +103,8 @@ def read(path: Path, source: Source) -> Dataset:
             batches.append(_parse_batch(files[name], count, source, binary))
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path / name} is damaged or unreadable ({error}): replace it") from error
-    train, test = (
-        Examples(*(np.concatenate(arrays) for arrays in zip(*part, strict=True)))
-        for part in (batches[:-1], batches[-1:])
-    )
+    splits = (zip(*part, strict=True) for part in (batches[:-1], batches[-1:]))
+    train, test = (Examples(*map(np.concatenate, arrays)) for arrays in splits)
     return Dataset(train, test, class_names)
 
 
@@ -121,22 +112,21 @@ def _read_files(path: Path, names: Sequence[str], source: Source, binary: bool) 
     if path.is_dir():
         files = {name: (path / name).read_bytes() for name in names}
         for name in () if binary else names:
-            _verify(io.BytesIO(files[name]), name, source)
+            _verify(files[name], name, source)
         return files
-    with path.open("rb") as file:
-        _verify(file, source.archives[binary], source)
-        file.seek(0)
-        with tarfile.open(fileobj=file, mode="r:gz") as tar:
-            # In the archive's order, since seeking back would decompress it again.
-            files = {m.name: f.read() for m in tar if (f := tar.extractfile(m)) is not None}
+    content = path.read_bytes()
+    _verify(content, source.archives[binary], source)
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
+        # In the archive's order, since seeking back would decompress it again.
+        files = {m.name: f.read() for m in tar if (f := tar.extractfile(m)) is not None}
     try:
         return {name: files[f"{source.folders[binary]}/{name}"] for name in names}
     except KeyError as error:
         raise ValueError(f"it has no {error}") from error
 
 
-def _verify(file: io.BufferedIOBase, name: str, source: Source) -> None:
-    md5 = hashlib.file_digest(file, "md5").hexdigest()
+def _verify(content: bytes, name: str, source: Source) -> None:
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if md5 != source.md5[name]:
         raise ValueError(f"{name} has md5 {md5} instead of the published {source.md5[name]}")
 

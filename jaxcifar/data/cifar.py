@@ -11,9 +11,8 @@ import numpy as np
 from etils import epy
 from PIL import Image
 
-from jaxcifar.core.steps import Examples
 from jaxcifar.data import archives
-from jaxcifar.data.dataset import Dataset
+from jaxcifar.data.dataset import Dataset, Examples
 from jaxcifar.errors import UserError
 
 with epy.lazy_imports():
@@ -29,11 +28,7 @@ CLASS_NAMES = (
 
 
 def load(source: archives.Source, data_dir: Path) -> Dataset:
-    """Load what TFDS has prepared as array_record, an official archive or folder, or a download.
-
-    Raises:
-      UserError: the data is damaged, or there is none and it cannot be downloaded.
-    """
+    """Load what TFDS prepared as array_record, else an archive or folder, else a download."""
     for info in sorted(data_dir.glob(f"{source.name}/*/dataset_info.json"), reverse=True):
         # TFDS's default format is tfrecord, which only TensorFlow reads.
         if '"fileFormat": "array_record"' in info.read_text(errors="replace"):
@@ -43,11 +38,7 @@ def load(source: archives.Source, data_dir: Path) -> Dataset:
 
 
 def download(name: str, data_dir: Path) -> Path:
-    """Download the archive that TFDS knows for a data set into ``data_dir/downloads``.
-
-    Raises:
-      UserError: the server cannot be reached, breaks off, or sends another file.
-    """
+    """Download the archive that TFDS knows for a data set into ``data_dir/downloads``."""
     ((url, info),) = tfds.builder_cls(name).url_infos.items()
     folder = data_dir / "downloads"
     try:

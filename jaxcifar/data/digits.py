@@ -3,8 +3,7 @@
 import numpy as np
 from etils import epy
 
-from jaxcifar.core.steps import Examples
-from jaxcifar.data.dataset import Dataset
+from jaxcifar.data.dataset import Dataset, Examples
 
 with epy.lazy_imports():
     from sklearn import datasets, model_selection

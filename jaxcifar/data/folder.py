@@ -1,48 +1,33 @@
-"""The user's own images: ``PATH/train/CLASS/*`` and ``PATH/test/CLASS/*``, of any size and mode.
+"""The user's own images: ``PATH/train/CLASS/*`` and ``PATH/test/CLASS/*``, of any size and mode."""
 
-Unreadable files are errors: if they were skipped, a run could not tell what it was trained on.
-"""
-
-import os
 import sys
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxcifar.core.steps import Examples
 from jaxcifar.data import images
-from jaxcifar.data.dataset import Dataset
+from jaxcifar.data.dataset import Dataset, Examples
 from jaxcifar.errors import UserError, difference, one_line
 
 
 def load(path: Path) -> Dataset:
-    """Load a folder's images at 32x32 pixels; its classes are the folders, sorted by name.
-
-    Hidden files, and files without an image's suffix, are skipped.
-
-    Raises:
-      UserError: the folder has another layout, or an image cannot be read.
-    """
+    """Load all but hidden images at 32x32 pixels; classes are the folders, sorted by name."""
     train, test = (_image_files(path / split) for split in ("train", "test"))
-    differ = difference(list(train), list(test), "train", "test")
-    if differ:
+    if differ := difference(list(train), list(test), "train", "test"):
         raise UserError(f"{path}/train and {path}/test have different classes: {differ}")
     if len(train) < 2:
         raise UserError(f"{path}/train has the class {', '.join(train)} only: add another one")
     pixels = _read([file for split in (train, test) for files in split.values() for file in files])
-    train_labels, test_labels = (
+    labels = [
         np.repeat(np.arange(len(split), dtype=np.int32), [len(files) for files in split.values()])
         for split in (train, test)
-    )
-    train_pixels, test_pixels = np.split(pixels, [len(train_labels)])
-    return Dataset(
-        Examples(train_pixels, train_labels),
-        Examples(test_pixels, test_labels),
-        tuple(one_line(name) for name in train),
-    )
+    ]
+    first, second = map(Examples, np.split(pixels, [len(labels[0])]), labels)
+    return Dataset(first, second, tuple(one_line(name) for name in train))
 
 
 def _image_files(split: Path) -> dict[str, list[Path]]:
@@ -50,12 +35,11 @@ def _image_files(split: Path) -> dict[str, list[Path]]:
     if not split.is_dir():
         raise UserError(f"there is no folder {split}: {layout}")
     classes = {}
-    for name in sorted(e.name for e in os.scandir(split) if e.is_dir() and e.name[0] != "."):
-        entries = os.scandir(split / name)
-        files = sorted(e.name for e in entries if images.is_image_name(e.name) and not e.is_dir())
-        if not files:
-            raise UserError(f"{split / name} has no images ({', '.join(images.SUFFIXES)})")
-        classes[name] = [split / name / file for file in files]
+    for folder in sorted(p for p in split.iterdir() if p.is_dir() and p.name[0] != "."):
+        names = (path for path in folder.iterdir() if images.is_image_name(path.name))
+        classes[folder.name] = sorted(path for path in names if not path.is_dir())
+        if not classes[folder.name]:
+            raise UserError(f"{folder} has no images ({', '.join(images.SUFFIXES)})")
     if not classes:
         raise UserError(f"{split} has no folders: {layout}")
     return classes
@@ -66,17 +50,16 @@ def _read(paths: Sequence[Path]) -> np.ndarray:
     interval = 0.1 if sys.stderr.isatty() else 10  # few lines in a log
     with images.quiet(), ThreadPool() as pool:  # Pillow decodes without the interpreter's lock
         results = pool.imap(_read_one, paths, chunksize=16)
-        outcomes = list(
-            tqdm(results, "reading images", len(paths), False, mininterval=interval, delay=2)
-        )
-    failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
-    if failures:
+        bar = tqdm(results, "reading images", len(paths), False, mininterval=interval, delay=2)
+        pixels = list(bar)
+    # Skipping them would hide what a run was trained on.
+    if failures := [each for each in pixels if isinstance(each, str)]:
         more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
         raise UserError(f"{failures[0]}{more}: repair or remove what cannot be read")
-    return np.stack([outcome for outcome in outcomes if not isinstance(outcome, str)])
+    return np.stack(pixels)
 
 
-def _read_one(path: Path) -> np.ndarray | str:
+def _read_one(path: Path) -> Any:  # the pixels, or the reason why there are none
     try:
         return images.to_rgb32(images.open_image(path))
     except Exception as error:  # whatever a decoder raises on bad bytes

@@ -31,12 +31,7 @@ def below(folder: Path) -> list[Path]:
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """Read an image with all its pixels; of an animation the first frame.
-
-    Raises:
-      UserError: it is not an image, is damaged, or is large enough to fill the memory.
-      OSError: the file cannot be opened.
-    """
+    """Read an image's pixels, or its first frame's; ``UserError`` if they are bad or too many."""
     if isinstance(file, Path):
         with file.open("rb") as opened:
             return open_image(opened)
@@ -57,13 +52,7 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
 
 
 def to_rgb32(image: Image.Image) -> np.ndarray:
-    """Return uint8 ``(32, 32, 3)``: the whole image, upright, its transparent parts white.
-
-    A 32x32 RGB image keeps its pixels; 16 bits per channel are scaled to 8.
-
-    Raises:
-      UserError: the mode's values have no known range.
-    """
+    """Return uint8 ``(32, 32, 3)``: the whole image, upright, its transparent parts white."""
     with contextlib.suppress(Exception):
         image = ImageOps.exif_transpose(image)  # the pixels are good even if the EXIF is damaged
     if image.mode.startswith("I"):  # Pillow's convert would clip at 255

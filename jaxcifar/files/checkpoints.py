@@ -37,7 +37,7 @@ class Checkpoints:
         self.directory = directory.absolute()
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
-            save_decision_policy=_Always(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             cleanup_tmp_directories=True,
         )
@@ -66,16 +66,14 @@ class Checkpoints:
         *,
         val_accuracy: float | None = None,
     ) -> None:
-        """Save under the state's step, unless there is a checkpoint of that step or a later one.
+        """Copy the values, and write them under the state's step while training continues.
 
-        Returns when the values are copied; they are written while training continues. Raises
-        ``UserError`` if this save or the one before failed.
+        Raises ``UserError`` if this save or the one before failed.
         """
         step = int(state.step)
         if self.steps and self.steps[-1] >= step:
-            return
-        # Copies: the next step takes the state's memory.
-        tree = jax.tree.map(np.array, _tree(state, totals))
+            return  # a resumed run saved it before
+        tree = jax.tree.map(np.array, _tree(state, totals))  # the next step takes its memory
         with self._explained():
             self._checkpointer.save_async(
                 step,
@@ -98,9 +96,7 @@ class Checkpoints:
         for step in reversed(self.steps):
             try:
                 tree = self._load(step, _tree(state, totals))
-            except (
-                Exception
-            ) as error:  # whatever tensorstore and Orbax raise on bad bytes or shapes
+            except Exception as error:  # whatever Orbax raises on bad bytes or shapes
                 corrupt.append((step, one_line(str(error))[:120]))
                 continue
             for number, reason in corrupt:
@@ -148,32 +144,25 @@ class Checkpoints:
             ) from error
 
 
-class _Always:
-    def should_save(self, *args: Any, **kwargs: Any) -> bool:
-        return True  # the training loop decides when to save
-
-
 def last_step(directory: Path) -> int | None:
     """Return the step of the newest checkpoint in a directory of checkpoints."""
-    names = (path.name for path in directory.glob("*") if path.is_dir())
-    return max((int(name) for name in names if name.isdecimal()), default=None)
+    return max(_steps(directory), default=None)
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
     """Return the metadata of the newest checkpoint whose metadata can be read; empty if none."""
-    steps = [path for path in directory.glob("*") if path.name.isdecimal()]
-    for path in sorted(steps, key=lambda path: int(path.name), reverse=True):
+    for step in sorted(_steps(directory), reverse=True):
         with suppress(Exception):  # a corrupt one is restore's to report
-            if metadata := ocp.metadata(path.absolute()).custom_metadata:
+            if metadata := ocp.metadata(directory.absolute() / str(step)).custom_metadata:
                 return dict(metadata)
     return {}
 
 
+def _steps(directory: Path) -> list[int]:
+    paths = directory.glob("*")
+    return [int(path.name) for path in paths if path.name.isdecimal() and path.is_dir()]
+
+
 def _tree(state: TrainState, totals: Metrics) -> dict[str, Any]:
-    return {
-        "step": state.step,
-        "params": state.params,
-        "batch_stats": state.batch_stats,
-        "opt_state": state.opt_state,
-        "totals": totals,
-    }
+    names = ("step", "params", "batch_stats", "opt_state")
+    return {name: getattr(state, name) for name in names} | {"totals": totals}

@@ -29,9 +29,8 @@ class MetricWriter:
             return
         atomic.write_text(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = path.open("a", encoding="utf-8")
-        self._events = tensorboardX.SummaryWriter(
-            str(directory / "tensorboard"), purge_step=step + 1
-        )
+        events = str(directory / "tensorboard")
+        self._events = tensorboardX.SummaryWriter(events, purge_step=step + 1)
 
     def write(self, step: int, split: str, **values: float | None) -> None:
         """Add a record of one split after ``step`` updates, without the values that are None."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -29,7 +30,7 @@ class RunDirectory:
 
     @classmethod
     def for_run(cls, config: TrainConfig) -> Self:
-        """Return the directory for a run; it holds none, or, to resume, a checkpoint."""
+        """Return the directory, which holds no run, or, to resume, a checkpoint."""
         name = f"{_name(config.dataset)}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
         run = cls(Path(config.workdir or Path("runs") / name))
         if config.resume and run.last_step() is None:
@@ -42,6 +43,10 @@ class RunDirectory:
         return run
 
     @property
+    def resume_command(self) -> str:
+        return f"jaxcifar train --workdir {shlex.quote(str(self.path))} --resume"
+
+    @property
     def checkpoints_dir(self) -> Path:
         return self.path / "checkpoints"
 
@@ -50,7 +55,6 @@ class RunDirectory:
         return self.path / "report"
 
     def last_step(self) -> int | None:
-        """Return the step of the newest checkpoint, or None."""
         return last_step(self.checkpoints_dir)
 
     def read_metadata(self) -> dict[str, Any]:
@@ -58,15 +62,12 @@ class RunDirectory:
         return read_metadata(self.checkpoints_dir)
 
     def open_checkpoints(self, *, keep: int) -> Checkpoints:
-        """Return the checkpoints, to save and restore."""
         return Checkpoints(self.checkpoints_dir, keep=keep)
 
     def open_metrics(self, step: int, *, silent: bool = False) -> MetricWriter:
-        """Return the writer of metrics for a run that stands at ``step``."""
         return MetricWriter(self.path, step, silent=silent)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the records written so far."""
         return read_metrics(self.path / METRICS_FILE)
 
     def write_config(self, config: TrainConfig, environment: dict[str, Any]) -> None:

@@ -1,33 +1,30 @@
 """The map between a torch state dict and a model's variables, in both directions, without torch.
 
 The tree has torch's names, so the map is one rule: the path of a leaf is its key, and only its
-last name and the order of its axes are translated:
-
-    params/.../kernel      weight         (O, I, H, W) of (H, W, I, O), (O, I) of (I, O)
-    params/.../scale       weight
-    batch_stats/.../mean   running_mean
-    batch_stats/.../var    running_var
-    anything else          the same name
-
-Keys and leaves are a bijection, checked against the model before anything is mapped.
+last name (``TORCH_NAMES``) and the order of its axes (``TORCH_AXES``) are translated. Keys and
+leaves are a bijection, checked against the model before anything is mapped.
 """
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
+import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar.core.models import MODELS, abstract_variables, create_model
 from jaxcifar.errors import UserError
+from jaxcifar.files import torch_files
 
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: our axes in torch's order
 MAX_CLASSES = 100_000  # a file of a few bytes can claim a tensor that fills the memory
+# Of core.state.make_optimizer.
+ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False}
 
 
 class Leaf(NamedTuple):
@@ -46,27 +43,24 @@ class PortError(UserError):
     """Raised if a state dict does not fit a model; ``misshaped`` has actual and expected shapes."""
 
     def __init__(self, what: str, expected: Leaves, arrays: Arrays) -> None:
-        self.missing = {k: leaf.shape for k, leaf in expected.items() if k not in arrays}
-        self.unexpected = {k: array.shape for k, array in arrays.items() if k not in expected}
-        both = {k: (arrays[k].shape, leaf.shape) for k, leaf in expected.items() if k in arrays}
-        self.misshaped = misshaped = {k: pair for k, pair in both.items() if pair[0] != pair[1]}
-        pairs = {key: f"{shape}, expected {right}" for key, (shape, right) in misshaped.items()}
-        shapes: tuple[Mapping[str, object], ...] = (self.missing, self.unexpected, pairs)
+        self.missing = {key: leaf.shape for key, leaf in expected.items() if key not in arrays}
+        self.unexpected = {key: a.shape for key, a in arrays.items() if key not in expected}
+        both = {key: (arrays[key].shape, expected[key].shape) for key in expected if key in arrays}
+        self.misshaped = {key: pair for key, pair in both.items() if pair[0] != pair[1]}
+        pairs = {key: f"{a}, expected {b}" for key, (a, b) in self.misshaped.items()}
+        kinds: dict[str, Mapping[str, object]]
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": pairs}
         parts = []
-        for kind, by_key in zip(("missing", "unexpected", "of another shape"), shapes, strict=True):
-            items = [f"{key} {shape}" for key, shape in by_key.items()]
-            more = f" and {len(items) - 4} more" if len(items) > 4 else ""
-            parts += [f"{len(items)} {kind}: {', '.join(items[:4])}{more}"] if items else []
+        for kind, shapes in kinds.items():
+            some = [f"{key} {shape}" for key, shape in shapes.items()][:4]
+            some += [f"and {len(shapes) - 4} more"] if len(shapes) > 4 else []
+            parts += [f"{len(shapes)} {kind}: {', '.join(some)}"] if some else []
         super().__init__(f"{what}: {'; '.join(parts)}")
 
 
+@cache
 def leaves(model: nn.Module) -> Leaves:
     """Return the model's leaves by their torch keys, in the order of torch's state dict."""
-    return _leaves(model, jnp.result_type(float))  # float64 only under x64
-
-
-@cache
-def _leaves(model: nn.Module, _: jnp.dtype) -> Leaves:
     modules: dict[tuple[str, ...], dict[str, Leaf]] = {}
     for path, leaf in flatten_dict(abstract_variables(model)).items():
         shape = tuple(leaf.shape[axis] for axis in TORCH_AXES[leaf.ndim])
@@ -75,17 +69,15 @@ def _leaves(model: nn.Module, _: jnp.dtype) -> Leaves:
 
 
 def identify(arrays: Arrays, name: str | None, source: object) -> tuple[str, int]:
-    """Return the name and number of classes of the model that has these keys and shapes.
-
-    Raises ``PortError`` if no model has them, and ``UserError`` if another one than ``name`` has.
-    """
-    keys = {n: leaves(create_model(n)).keys() for n in MODELS}
-    nearest = min(MODELS, key=lambda n: len(keys[n] ^ arrays.keys()))
-    if name not in (nearest, None) and keys[nearest] == arrays.keys():
-        raise UserError(f"{source} is {nearest}, not {name}: use --model {nearest}")
+    """Return the name and number of classes of the model that has these keys and shapes."""
+    if name is None or leaves(create_model(name)).keys() != arrays.keys():
+        keys = {n: leaves(create_model(n)).keys() for n in MODELS}
+        nearest = min(MODELS, key=lambda n: len(keys[n] ^ arrays.keys()))
+        if name is not None and keys[nearest] == arrays.keys():
+            raise UserError(f"{source} is {nearest}, not {name}: use --model {nearest}")
     what = f"is not {name}" if name else f"is no known model; the nearest is {nearest}"
     name = name or nearest
-    *_, head_bias = keys[name]
+    *_, head_bias = leaves(create_model(name))
     shape = arrays[head_bias].shape if head_bias in arrays else ()
     num_classes = shape[0] if len(shape) == 1 and shape[0] else 10
     if num_classes > MAX_CLASSES:
@@ -96,28 +88,27 @@ def identify(arrays: Arrays, name: str | None, source: object) -> tuple[str, int
 
 def check(what: str, expected: Leaves, arrays: Arrays) -> None:
     """Raise ``PortError`` if the arrays do not have the expected keys and shapes."""
-    shapes = {key: leaf.shape for key, leaf in expected.items()}
-    if shapes != {key: array.shape for key, array in arrays.items()}:
-        raise PortError(what, expected, arrays)
+    error = PortError(what, expected, arrays)
+    if error.missing or error.unexpected or error.misshaped:
+        raise error
 
 
-def to_flax(tensors: Mapping[str, Any], model: nn.Module, *, copy: bool = True) -> dict[str, Any]:
+def to_flax(
+    tensors: Mapping[str, Any], model: nn.Module, *, only: str | None = None
+) -> dict[str, Any]:
     """Map a state dict, of numpy arrays or CPU tensors, to ``{"params": ..., "batch_stats": ...}``.
 
-    Returns C-contiguous numpy arrays in the model's dtypes, which share memory only without
-    ``copy``. Raises ``PortError`` if keys do not fit, ``UserError`` if a value would change.
+    ``only`` is the one collection that it has. Returns new C-contiguous numpy arrays in the model's
+    dtypes. Raises ``PortError`` if keys do not fit, ``UserError`` if a value would change.
     """
-    return to_tree("not the model's state dict", leaves(model), tensors, copy=copy)
-
-
-def to_tree(what: str, expected: Leaves, arrays: Arrays, *, copy: bool = True) -> dict[str, Any]:
-    """Check the arrays and put them at their leaves' paths, as ``to_flax`` does."""
-    arrays = {key: np.asarray(array) for key, array in arrays.items()}
-    check(what, expected, arrays)
+    expected = {k: leaf for k, leaf in leaves(model).items() if only in (None, leaf.path[0])}
+    arrays = {key: np.asarray(torch_files.to_numpy(key, value)) for key, value in tensors.items()}
+    check("not the model's state dict", expected, arrays)
     tree = {}
     for key, leaf in expected.items():
-        array = arrays[key].transpose(np.argsort(TORCH_AXES[len(leaf.shape)]))
-        tree[leaf.path] = cast(key, array, leaf.dtype, copy=copy)
+        array = arrays[key]
+        ours = array.transpose(np.argsort(TORCH_AXES[array.ndim]))
+        tree[leaf.path] = cast(key, ours, leaf.dtype)
     return unflatten_dict(tree)
 
 
@@ -126,8 +117,7 @@ def to_torch(
 ) -> dict[str, np.ndarray]:
     """Map ``{"params": ..., "batch_stats": ...}`` to a state dict, in torch's order of keys.
 
-    Returns new C-contiguous numpy arrays in torch's usual dtypes, or those named in ``dtypes``.
-    Raises ``PortError`` and ``UserError`` as ``to_flax`` does.
+    Returns new C-contiguous arrays in torch's usual dtypes, or ``dtypes``; raises as ``to_flax``.
     """
     expected, arrays = leaves(model), torch_view(variables)
     check("not the model's variables", expected, arrays)
@@ -147,22 +137,60 @@ def _key(path: tuple[str, ...]) -> str:
     return ".".join([*module, TORCH_NAMES.get(name, name)])
 
 
-def cast(key: str, array: np.ndarray, dtype: np.dtype, *, copy: bool = True) -> np.ndarray:
+def adam_to_flax(optimizer: Any, model: nn.Module) -> tuple[optax.ScaleByAdamState, float]:
+    """Map the state dict of a ``torch.optim.Adam``; also return its next update's learning rate.
+
+    Parameters are matched by ``param_names`` if torch has saved them, else by their order. Raises
+    ``UserError`` if it is not Adam with the settings of training for this model.
+    """
+    if isinstance(optimizer, list) and len(optimizer) == 1:  # as Lightning keeps it
+        [optimizer] = optimizer
+    if not isinstance(optimizer, Mapping):
+        raise UserError("it is not the state dict of one optimizer")
+    groups, states = optimizer.get("param_groups"), optimizer.get("state")
+    if not groups or states is None:
+        raise UserError("the optimizer has no param_groups or no state")
+    for name, expected in ADAM.items():
+        for value in (group.get(name, expected) for group in groups):
+            if (tuple(value) if isinstance(value, list) else value) != expected:
+                raise UserError(f"the optimizer has {name} {value}, training has {expected}")
+    keys = [key for key, leaf in leaves(model).items() if leaf.path[0] == "params"]
+    indices = [index for group in groups for index in group["params"]]
+    if len(indices) != len(keys) or set(states) != set(indices):
+        found = f"a state for {len(states)} of {len(indices)} parameters"
+        raise UserError(f"the optimizer has {found}, the model has {len(keys)}")
+    names = [name for group in groups for name in group.get("param_names", ())]
+    if set(names) != set(keys):
+        names = keys
+        if indices != list(range(len(keys))):
+            raise UserError("the optimizer does not have its parameters in the model's order")
+    if not all({"step", "exp_avg", "exp_avg_sq"} <= set(state) for state in states.values()):
+        raise UserError("the optimizer is not Adam: it keeps no step, exp_avg and exp_avg_sq")
+    steps = sorted({float(state["step"]) for state in states.values()})
+    rates = sorted({float(group["lr"]) for group in groups})
+    if len(steps) > 1 or len(rates) > 1 or not (0 <= steps[0] < 2**31 and 0 <= rates[0] < math.inf):
+        raise UserError(f"the optimizer has steps {steps} and rates {rates}: expected one of each")
+
+    def moment(which: str) -> Any:
+        moments = {name: states[index][which] for name, index in zip(names, indices, strict=True)}
+        return to_flax(moments, model, only="params")["params"]
+
+    count: Any = np.asarray(steps[0], np.int32)
+    return optax.ScaleByAdamState(count, moment("exp_avg"), moment("exp_avg_sq")), rates[0]
+
+
+def cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return the same values in another dtype, C-contiguous; raise ``UserError`` if one changes."""
     kinds = [jnp.issubdtype(kind, np.floating) for kind in (array.dtype, dtype)]
-    exact = kinds[0] == kinds[1] and array.dtype.kind != "c"
-    if array.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
-        # By the definition of bfloat16: astype loses a NaN's payload, in both directions.
-        bits = array.view(np.uint16).astype(np.uint32, order="C")
-        return (bits << 16).view(np.float32)
-    if array.dtype == np.float32 and dtype == ml_dtypes.bfloat16:
-        bits = array.view(np.uint32)
-        result = (bits >> 16).astype(np.uint16, order="C").view(dtype)
-        exact = not (bits & 0xFFFF).any()
-    elif exact:
+    if kinds[0] == kinds[1] and array.dtype.kind != "c":
         with np.errstate(all="ignore"):  # what overflows is not exact
-            result = array.astype(dtype, order="C", copy=copy)
-            exact = array.dtype == dtype or bool(np.all((result == array) | (result != result)))
-    if not exact:
-        raise UserError(f"{key} is {array.dtype} and not exact in {dtype}: convert it with torch")
-    return result
+            if {array.dtype.name, dtype.name} == {"bfloat16", "float32"}:
+                # These differ by 16 bits; astype would lose a NaN's payload.
+                bits = array.view(f"u{array.itemsize}").astype("u4", order="C")
+                bits = bits << 16 if dtype == np.float32 else bits >> 16
+                result = bits.astype(f"u{dtype.itemsize}").view(dtype)
+            else:
+                result = array.astype(dtype, order="C")
+            if np.array_equal(result, array, equal_nan=True):
+                return result
+    raise UserError(f"{key} is {array.dtype} and not exact in {dtype}: convert it with torch")

@@ -17,13 +17,11 @@ from orbax.checkpoint import v1 as ocp
 from jaxcifar.core.models import MODELS, create_model
 from jaxcifar.core.state import TrainState, state_from
 from jaxcifar.errors import UserError, difference, one_line
-from jaxcifar.files import state_dicts, torch_files, torch_names
-from jaxcifar.files.adam import adam_to_flax
+from jaxcifar.files import torch_files, torch_names
 from jaxcifar.files.checkpoints import DIGEST, last_step
 from jaxcifar.files.digest import digest
 
 Format = Literal["orbax", "safetensors", "torch"]
-USUAL_DTYPES = ("float32", "int64")
 
 log = logging.getLogger(__name__)
 
@@ -64,36 +62,34 @@ class Weights(NamedTuple):
 def load(
     path: str | Path, *, model: str | None = None, ema: bool = False, optimizer: bool = False
 ) -> Weights:
-    """Read and check the weights of a run (its last checkpoint), a checkpoint or a file.
+    """Read the weights of a run (its last checkpoint), a checkpoint or a file.
 
     ``model`` is the expected one, ``ema`` takes the exponential moving average in a torch file, and
-    ``optimizer`` reads Adam's state, too. What was taken and what was left is logged. Raises
-    ``UserError`` if there are no weights, or they are damaged or fit no model, and ``OSError`` if a
-    file cannot be opened.
+    ``optimizer`` reads Adam's state, too. Raises ``UserError`` or ``OSError`` without good weights.
     """
     path = Path(path)
     is_folder = path.is_dir()
     if ema and is_folder:
         raise UserError(f"--ema is for torch files, and {path} is a folder")
-    arrays, state, info = _read_orbax(path) if is_folder else _read_file(path, ema=ema)
+    arrays, state, info = _read_orbax(path) if is_folder else torch_files.read(path, ema=ema)
     name, num_classes = torch_names.identify(arrays, model or info.get("model"), path)
     network = create_model(name, num_classes=num_classes)
     try:
-        variables = torch_names.to_flax(arrays, network, copy=not is_folder)
+        variables = torch_names.to_flax(arrays, network)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     adam, rate = None, info.get("learning_rate_of_torch")
     if optimizer and state is not None:
         try:
-            if not is_folder:
-                state, rate = adam_to_flax(state_dicts.optimizer_arrays(state), network)
-            adam, suffix = state, "" if rate is None else f", learning rate {rate:g}"
+            adam, rate = (state, rate) if is_folder else torch_names.adam_to_flax(state, network)
+            suffix = "" if rate is None else f", learning rate {rate:g}"
             log.info("%s: took Adam's moments after %d steps%s", path, adam.count, suffix)
         except Exception as error:  # it can be anything, and the weights do not need it
             reason = error if isinstance(error, UserError) else f"it is malformed ({error!r:.80})"
             log.warning("%s: left the optimizer: %s", path, reason)
     return Weights(
-        *(name, num_classes, variables, adam, rate, info["torch_dtypes"], info.get("dataset")),
+        *(name, num_classes, variables, adam, rate, info.get("torch_dtypes", {})),
+        dataset=info.get("dataset"),
         class_names=_class_names(info.get("class_names"), num_classes),
         source_digests={key: (array.dtype, digest(array)) for key, array in arrays.items()},
     )
@@ -111,7 +107,22 @@ def write(path: Path, weights: Weights, format: Format, metadata: Mapping[str, A
     names = weights.class_names
     try:
         if format == "orbax":
-            _write_orbax(path, weights, metadata)
+            # Adam's state is where a run's checkpoint has it.
+            tree = weights.variables | ({"opt_state": (weights.adam,)} if weights.adam else {})
+            info = {
+                **metadata,
+                "model": weights.model,
+                "num_classes": weights.num_classes,
+                "learning_rate_of_torch": weights.learning_rate,
+                "torch_dtypes": dict(weights.torch_dtypes),
+                "class_names": weights.class_names,
+                DIGEST: digest(tree),
+            }
+            context = ocp.Context()
+            # Weights hardly compress, and the buffers would take as much memory as they do.
+            context.array.saving.use_compression = False
+            with context:
+                ocp.save(path.absolute(), tree, custom_metadata=info)
         elif format == "torch":
             torch_files.write_torch(path, to_torch(weights))
         else:
@@ -128,39 +139,12 @@ def to_torch(weights: Weights) -> dict[str, np.ndarray]:
     return torch_names.to_torch(weights.variables, weights.build(), dtypes=weights.torch_dtypes)
 
 
-def _write_orbax(path: Path, weights: Weights, metadata: Mapping[str, Any]) -> None:
-    # Adam's state is where a run's checkpoint has it.
-    tree = weights.variables | ({"opt_state": (weights.adam,)} if weights.adam else {})
-    info = {
-        "model": weights.model,
-        "num_classes": weights.num_classes,
-        "learning_rate_of_torch": weights.learning_rate,
-        "torch_dtypes": dict(weights.torch_dtypes),
-        "class_names": weights.class_names,
-        DIGEST: digest(tree),
-    }
-    context = ocp.Context()
-    # Weights hardly compress, and the buffers would take as much memory as they do.
-    context.array.saving.use_compression = False
-    with context:
-        ocp.save(path.absolute(), tree, custom_metadata={**metadata, **info})
-
-
-def _read_file(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]:
-    """Return arrays by torch key, the optimizer's state dict, and what else is known."""
-    content, texts = torch_files.read(path)
-    arrays, optimizer = state_dicts.find(path, content, ema=ema)
-    dtypes = {k: a.dtype.name for k, a in arrays.items() if a.dtype.name not in USUAL_DTYPES}
-    return arrays, optimizer, {"torch_dtypes": dtypes, "class_names": texts.get("class_names")}
-
-
 def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]:
-    """Return the same of a checkpoint, or of a run's last one, with Adam's state."""
-    folder = path.absolute()
-    for parent in (folder / "checkpoints", folder):
-        if (step := last_step(parent)) is not None:
-            folder = parent / str(step)
-            break
+    """Return arrays by torch key, Adam's state, and the metadata."""
+    run = path.absolute() / "checkpoints"
+    parent = run if run.is_dir() else path.absolute()
+    step = last_step(parent)
+    folder = parent if step is None else parent / str(step)
     if not (folder / "_CHECKPOINT_METADATA").exists():
         raise UserError(f"{path} holds no checkpoint: give a run's folder or a checkpoint")
     try:
@@ -171,12 +155,9 @@ def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]
             raise ValueError("its values do not have the digest of its metadata")
         arrays = torch_names.torch_view({name: tree[name] for name in ("params", "batch_stats")})
         adam = optax.ScaleByAdamState(**tree["opt_state"][0]) if "opt_state" in tree else None
-        dtypes = info.get("torch_dtypes", {})
-        info["torch_dtypes"] = {key: np.dtype(name).name for key, name in dtypes.items()}
     except Exception as error:  # whatever tensorstore and Orbax raise on bad bytes
-        raise UserError(
-            f"{folder} is no whole checkpoint ({error!r:.99}): copy it again"
-        ) from error
+        problem = f"{folder} is no whole checkpoint ({error!r:.99})"
+        raise UserError(f"{problem}: copy it again") from error
     return arrays, adam, info
 
 

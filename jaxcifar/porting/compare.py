@@ -72,13 +72,12 @@ def layers(loaded: Weights) -> set[str]:
 
 def table(rows: list[Row]) -> str:
     """Return the rows as aligned text."""
-    name, text = f"<{max(len(row.name) for row in rows)}", "{:12} {:>12} {:>9} {:>8} {:>8}"
-    lines = [f"{'layer':{name}}  {text.format('kind', 'output', 'largest', 'off by', 'rel.')}"]
+    line = f"{{:{max(len(row.name) for row in rows)}}}  {{:12}} {{:>12}} {{:>9}} {{:>8}} {{:>8}}"
+    lines = [line.format("layer", "kind", "output", "largest", "off by", "rel.")]
     for row in rows:
-        shape, above = "x".join(map(str, row.shape)), f"  above {row.tolerance:g}"
         numbers = f"{row.largest:.3g}", f"{row.difference:.1e}", f"{row.relative:.1e}"
-        line = f"{row.name:{name}}  {text.format(row.kind, shape, *numbers)}"
-        lines.append(line if row.equal else line + above)
+        text = line.format(row.name, row.kind, "x".join(map(str, row.shape)), *numbers)
+        lines.append(text if row.equal else f"{text}  above {row.tolerance:g}")
     return "\n".join(lines)
 
 
@@ -113,14 +112,11 @@ def _our_outputs(loaded: Weights, images: np.ndarray) -> dict[str, np.ndarray]:
 def _torch_outputs(module: Any, images: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
     """Return the name, class and output of each layer; a Sequential's is its last layer's."""
     outputs: list[tuple[str, str, np.ndarray]] = []
-    names = {
-        layer: name or LOGITS
-        for name, layer in module.named_modules()
-        if not name or not isinstance(layer, torch.nn.Sequential)
-    }
+    names = {layer: name or LOGITS for name, layer in module.named_modules()}
 
     def keep(layer: Any, _: Any, output: Any) -> None:
-        if layer in names and isinstance(output, torch.Tensor):
+        nested = isinstance(layer, torch.nn.Sequential) and layer is not module
+        if layer in names and not nested and isinstance(output, torch.Tensor):
             value = output.clone().numpy()  # the next layer may work in place
             outputs.append((names[layer], type(layer).__name__, value))
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0: a pool
+STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and convolutions before a pool
 
 
 class VGG16(nn.Module):
@@ -10,15 +10,13 @@ class VGG16(nn.Module):
 
     def __init__(self, batch_norm: bool = False, dropout: float = 0.5, num_classes: int = 10):
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for width in WIDTHS:
-            if width == 0:
-                layers.append(nn.MaxPool2d(2, 2))
-                continue
-            layers.append(nn.Conv2d(channels, width, 3, padding=1))
-            layers += [nn.BatchNorm2d(width), nn.ReLU()] if batch_norm else [nn.ReLU()]
-            channels = width
+        layers, channels = list[nn.Module](), 3
+        for width, count in STAGES:
+            for _ in range(count):
+                layers.append(nn.Conv2d(channels, width, 3, padding=1))
+                layers += [nn.BatchNorm2d(width), nn.ReLU()] if batch_norm else [nn.ReLU()]
+                channels = width
+            layers.append(nn.MaxPool2d(2, 2))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
             *(nn.Dropout(dropout), nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU()),
@@ -51,10 +49,8 @@ class Block(nn.Module):
 
 
 def _stage(cin: int, mid: int, cout: int, count: int, *, downsample: bool) -> nn.Sequential:
-    last = count - 1  # which downsamples
-    return nn.Sequential(
-        *(Block(cout if i else cin, mid, cout, downsample and i == last) for i in range(count))
-    )
+    blocks = [Block(cin if i == 0 else cout, mid, cout, False) for i in range(count - 1)]
+    return nn.Sequential(*blocks, Block(cout, mid, cout, downsample))
 
 
 class ResNet50_layer4(nn.Module):

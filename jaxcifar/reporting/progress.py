@@ -2,7 +2,6 @@
 
 import io
 import sys
-from functools import partial
 
 from tqdm import tqdm
 
@@ -10,36 +9,33 @@ PACE = "{n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left"
 
 
 class Progress:
-    """Show a live bar in a terminal and plain lines in a log.
-
-    Results go to stdout, progress to stderr. The pace is that of this process, without its first
-    step, which compiles. ``total`` and ``done`` are images; ``silent`` is for the other processes.
-    """
+    """Show a live bar in a terminal and plain lines in a log; ``total`` and ``done`` are images."""
 
     def __init__(self, total: int, done: int, *, silent: bool = False) -> None:
         self._silent = silent
         self._live = not silent and sys.stderr.isatty()
-        self._new_bar = partial(
-            tqdm,
+        self._compiling = True
+        self._bar = tqdm(
             total=total,
+            initial=done,
+            desc="compiling",
             unit=" images",
             smoothing=0.05,
             dynamic_ncols=True,
             file=sys.stderr if self._live else io.StringIO(),  # measures the pace unseen
             bar_format=("{desc} {percentage:3.0f}% |{bar}| " if self._live else "  ") + PACE,
         )
-        self._bar = self._new_bar(initial=done, desc="compiling", leave=False)
-        self._compiling = True
 
     def advance(self, images: int, label: str) -> None:
         """Count the images of a step that has ended."""
-        if self._compiling:
-            self.close()
-            self._bar = self._new_bar(initial=self._bar.n + images, desc=label)
-            self._compiling = False
+        bar = self._bar
+        if self._compiling:  # the pace counts from here
+            bar.n = bar.initial = bar.last_print_n = bar.n + images
+            bar.unpause()
         else:
-            self._bar.set_description_str(label, refresh=False)
-            self._bar.update(images)
+            bar.update(images)
+        bar.set_description_str(label, refresh=self._compiling)
+        self._compiling = False
 
     @property
     def images_per_second(self) -> float | None:
@@ -48,15 +44,13 @@ class Progress:
         images = bar["n"] - bar["initial"]
         return images / bar["elapsed"] if images else None
 
-    def result(self, line: str) -> None:
-        """Print a line of results, above the bar."""
-        if not self._silent:
-            with tqdm.external_write_mode():
-                print(line, flush=True)
-
-    def note_pace(self) -> None:
-        """Print a line about the pace in a log, where there is no bar."""
-        if self.images_per_second and not (self._live or self._silent):
+    def result(self, line: str, *, pace: bool = False) -> None:
+        """Print a line of results to stdout; ``pace`` adds one to a log, which has no bar."""
+        if self._silent:
+            return
+        with tqdm.external_write_mode():
+            print(line, flush=True)
+        if pace and self.images_per_second and not self._live:
             print(self._bar, file=sys.stderr)
 
     def close(self) -> None:

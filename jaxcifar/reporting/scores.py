@@ -12,8 +12,6 @@ with epy.lazy_imports():
     from scipy import special, stats
     from sklearn import metrics
 
-CALIBRATION_BINS = 15
-
 
 @dataclasses.dataclass(frozen=True)
 class ClassScores:
@@ -42,8 +40,7 @@ class Scores:
 
 def check_finite(outputs: np.ndarray) -> None:
     """Raise ``UserError`` if an output, ``(N, C)``, is not finite."""
-    nonfinite = np.sum(~np.isfinite(outputs).all(axis=1))
-    if nonfinite:
+    if nonfinite := np.sum(~np.isfinite(outputs).all(axis=1)):
         raise UserError(
             f"the network's outputs are not finite for {nonfinite} of {len(outputs)} images: its"
             " training diverged; use an earlier checkpoint"
@@ -57,22 +54,19 @@ def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, fl
 
 
 def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Scores:
-    """Compare predictions, float ``(N, C)``, with labels, int ``(N,)``.
-
-    Raises:
-      UserError: a logit is not finite.
-    """
+    """Score logits, ``(N, C)``, by labels, ``(N,)``; raise ``UserError`` if one is not finite."""
     check_finite(logits)
     loss, accuracy = loss_and_accuracy(logits, labels)
     confidence = special.softmax(logits.astype(np.float64), axis=1).max(axis=1)
     predicted, classes = logits.argmax(axis=1), np.arange(len(class_names))
     correct = predicted == labels
     interval = stats.binomtest(int(correct.sum()), len(labels)).proportion_ci(method="wilson")
-    bins = np.searchsorted(np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1], confidence)
+    bins = np.searchsorted(np.linspace(0, 1, 16)[1:-1], confidence)
     gaps = np.bincount(bins, weights=correct - confidence)  # in each bin, times its images
-    by_class = metrics.precision_recall_fscore_support(
+    columns = metrics.precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=0
     )
+    rows = zip(class_names, *(column.tolist() for column in columns), strict=True)
     top5 = None
     if len(classes) > 5:
         top5 = float(metrics.top_k_accuracy_score(labels, logits, k=5, labels=classes))
@@ -83,10 +77,7 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
         loss=loss,
         top5=top5,
         calibration_error=float(np.abs(gaps).sum() / len(labels)),
-        classes=tuple(
-            ClassScores(*row)
-            for row in zip(class_names, *(column.tolist() for column in by_class), strict=True)
-        ),
+        classes=tuple(ClassScores(*row) for row in rows),
         confusion=metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
     )
 
@@ -95,7 +86,6 @@ def table(scores: Scores) -> str:
     """Return the scores of each class as lines of text."""
     width = max(len("class"), *(len(row.name) for row in scores.classes))
     lines = [f"{'class':{width}}  precision  recall     f1  images"]
-    for row in scores.classes:
-        shares = f"{row.precision:9.3f}  {row.recall:6.3f}  {row.f1:5.3f}"
-        lines.append(f"{row.name:{width}}  {shares}  {row.images:6}")
+    for name, precision, recall, f1, images in map(dataclasses.astuple, scores.classes):
+        lines.append(f"{name:{width}}  {precision:9.3f}  {recall:6.3f}  {f1:5.3f}  {images:6}")
     return "\n".join(lines)

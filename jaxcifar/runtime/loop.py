@@ -31,10 +31,7 @@ class Outputs(NamedTuple):
 
 
 def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> TrainState:
-    """Train from where the state stands to the end, reporting and saving on the way.
-
-    ``totals`` are the sums since the epoch began.
-    """
+    """Train from where the state stands; ``totals`` are the sums since its epoch began."""
     config, on_cpu = run.config, process.computes_on_cpu()
     order, unreported = None, None
     step = start = int(state.step)
@@ -42,7 +39,12 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
         while step < run.total_steps:
             epoch, done = divmod(step, run.steps_per_epoch)
             if order is None or done == 0:
-                order = _epoch_order(run, epoch)
+                order = epoch_order(
+                    *(run.order_key, epoch),
+                    examples=len(run.train.labels),
+                    batch_size=config.batch_size,
+                )
+                order = jax.device_put(order, sharding.split(run.mesh, axis=1))
             if done == 0:
                 totals = sharding.put(Metrics.zeros(), sharding.replicated(run.mesh))
             # On an accelerator one dispatch reaches to the next report or checkpoint. On a CPU
@@ -80,19 +82,10 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
                 _save(run, outputs, state, totals, val_accuracy)
             if stops:
                 outputs.checkpoints.finish()
-                log.info(
-                    "Stopped after step %d of %d; continue with: %s",
-                    *(step, run.total_steps, run.resume_command),
-                )
+                message = "Stopped after step %d of %d; continue with: %s"
+                log.info(message, step, run.total_steps, run.directory.resume_command)
                 raise KeyboardInterrupt(signals[0] if signals else signal.SIGTERM)
     return state
-
-
-def _epoch_order(run: Run, epoch: int) -> jax.Array:
-    """Return an epoch's batches, each split over the devices."""
-    examples, batch_size = len(run.train.labels), run.config.batch_size
-    order = epoch_order(run.order_key, epoch, examples=examples, batch_size=batch_size)
-    return jax.device_put(order, sharding.split(run.mesh, axis=1))
 
 
 def _steps_to_pause(config: TrainConfig, step: int, steps_per_epoch: int) -> int:
@@ -110,21 +103,12 @@ def _report(run: Run, outputs: Outputs, step: int, totals: Metrics) -> None:
     epoch, done = divmod(step - 1, run.steps_per_epoch)
     loss, accuracy = totals.means()
     skipped = int(totals.nonfinite)
-    outputs.progress.result(
-        f"Epoch [{epoch + 1}/{run.config.epochs}], Step [{done + 1}/{run.steps_per_epoch}]"
-        f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else "")
-    )
-    outputs.progress.note_pace()
-    outputs.metrics.write(
-        step,
-        "train",
-        epoch=epoch + 1,
-        loss=loss,
-        accuracy=accuracy,
-        skipped=skipped or None,
-        learning_rate=float(run.schedule(step - 1)),
-        images_per_second=outputs.progress.images_per_second,
-    )
+    line = f"Epoch [{epoch + 1}/{run.config.epochs}], Step [{done + 1}/{run.steps_per_epoch}]"
+    line += f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else "")
+    outputs.progress.result(line, pace=True)
+    values = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "skipped": skipped or None}
+    rate, pace = float(run.schedule(step - 1)), outputs.progress.images_per_second
+    outputs.metrics.write(step, "train", **values, learning_rate=rate, images_per_second=pace)
 
 
 def _validate(run: Run, outputs: Outputs, step: int, state: TrainState) -> float | None:
@@ -134,9 +118,8 @@ def _validate(run: Run, outputs: Outputs, step: int, state: TrainState) -> float
     images, labels = run.val
     outcome = logits(state, images, batch_size=run.config.batch_size, mesh=run.mesh)
     loss, accuracy = loss_and_accuracy(outcome, labels)
-    outputs.progress.result(
-        f"Accuracy of the model on the {len(labels)} validation images: {100 * accuracy:.2f} %"
-    )
+    which = f"{len(labels)} validation images"
+    outputs.progress.result(f"Accuracy of the model on the {which}: {100 * accuracy:.2f} %")
     epoch = step // run.steps_per_epoch
     outputs.metrics.write(step, "val", epoch=epoch, loss=loss, accuracy=accuracy)
     return accuracy
@@ -165,7 +148,7 @@ def _stop(run: Run, outputs: Outputs, reason: str, step: int) -> NoReturn:
     outputs.checkpoints.finish()
     advice = "there is no checkpoint yet; start again with a lower --learning-rate"
     if saved := outputs.checkpoints.steps:
-        command = f"{run.resume_command} --on-nonfinite skip"
+        command = f"{run.directory.resume_command} --on-nonfinite skip"
         advice = f"continue from the checkpoint of step {saved[-1]} with: {command}"
     rate = float(run.schedule(step - 1))
     raise UserError(f"{reason} of {run.total_steps}, learning rate {rate:g}: {advice}")

@@ -1,26 +1,30 @@
-"""How a process computes, and the signals that stop it."""
+"""How a process computes, where it keeps compiled programs, and the signals that stop it."""
 
+import hashlib
 import logging
+import os
+import platform
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import jax
+import jaxlib
 
-from jaxcifar.runtime import compile_cache, memory
+from jaxcifar.runtime import memory
 
 log = logging.getLogger(__name__)
 
 
 def start(*, use_compile_cache: bool) -> None:
-    """Set JAX up for a command; call it before JAX computes.
-
-    On a CPU each step ends, and frees its memory, before the next is dispatched.
-    """
+    """Set JAX up for a command; call it before JAX computes."""
+    # On a CPU each step ends, and frees its memory, before the next is dispatched.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if use_compile_cache:
-        compile_cache.enable()
+        keep_programs()
 
 
 def computes_on_cpu() -> bool:
@@ -34,10 +38,36 @@ def keep_freed_memory() -> None:
         memory.keep_freed()
 
 
+def keep_programs() -> None:
+    """Turn JAX's compilation cache on in the user's cache directory, unless one is set."""
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        return
+    # One for each jaxlib and processor: code for one can crash on another.
+    processor = f"{platform.machine()} {platform.processor()} {cpu_flags()}"
+    key = hashlib.sha256(processor.encode()).hexdigest()[:12]
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = "~/Library/Caches" if sys.platform == "darwin" else home
+    name = f"jaxcifar/jaxlib-{jaxlib.version.__version__}-{key}"
+    with suppress(OSError):  # without a place for it there is no cache
+        directory = Path(home).expanduser() / name
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(directory, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+def cpu_flags() -> str:
+    """Return the processor's instruction sets, where Linux lists them."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    return ""
+
+
 def warn_of_slow_bfloat16() -> None:
-    """Warn if the processor is known to lack bfloat16 instructions."""
-    flags = set(compile_cache.cpu_flags().split())
-    if flags and not {"avx512_bf16", "amx_bf16", "bf16"} & flags:
+    """Warn if JAX computes on a processor that is known to lack bfloat16 instructions."""
+    flags = set(cpu_flags().split())
+    if computes_on_cpu() and flags and not {"avx512_bf16", "amx_bf16", "bf16"} & flags:
         log.warning("this processor has no bfloat16 instructions; --precision float32 is faster")
 
 

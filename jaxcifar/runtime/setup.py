@@ -1,7 +1,6 @@
 """What a training run starts from: its data, model, schedule and first state."""
 
 import logging
-import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -47,10 +46,6 @@ class Run(NamedTuple):
     def total_steps(self) -> int:
         return self.config.epochs * self.steps_per_epoch
 
-    @property
-    def resume_command(self) -> str:
-        return f"jaxcifar train --workdir {shlex.quote(str(self.directory.path))} --resume"
-
 
 def prepare(
     config: TrainConfig, directory: RunDirectory, initial: Weights | None
@@ -66,10 +61,9 @@ def prepare(
         raise UserError(
             f"--batch-size {batch_size} is more than the {len(train.labels)} training images"
         )
-    num_classes = len(dataset.class_names)
     model = create_model(
         config.model,
-        num_classes=num_classes,
+        num_classes=len(dataset.class_names),
         dropout_rate=config.dropout_rate,
         dtype=config.precision,
     )
@@ -94,11 +88,8 @@ def prepare(
         "train_sha256": digest(dataset.train),
     }
     first, totals, train = sharding.put((first, Metrics.zeros(), train), replicated)
-    run = Run(
-        *(config, directory, mesh, train, val, dataset.test, metadata),
-        *(schedule, order_key, step_key),
-    )
-    return run, first, totals
+    fixed = (config, directory, mesh, train, val, dataset.test, metadata, schedule)
+    return Run(*fixed, order_key, step_key), first, totals
 
 
 def learning_rate(config: TrainConfig, saved: Mapping[str, Any], initial: Weights | None) -> float:

@@ -22,31 +22,26 @@ def images(rng):
     return rng.integers(0, 256, (50, 32, 32, 3), np.uint8)
 
 
-@pytest.mark.parametrize("batch_size", [7, 50, 64])
-def test_every_image_is_covered_once_by_one_program(state, images, batch_size):
-    programs, counts = forward._cache_size(), []
-    ours = logits(state, images, batch_size=batch_size, on_batch=counts.append)
-    np.testing.assert_array_equal(ours, logits(state, images, batch_size=batch_size))
-    assert forward._cache_size() <= programs + 1
-    assert counts == [min(batch_size, 50 - start) for start in range(0, 50, batch_size)]
+@pytest.mark.parametrize(
+    ("count", "batch_size", "size"),
+    [(0, 30, 30), (1, 30, 30), (5, 10**6, 128), (50, 30, 30), (50, 7, 7), (50, 50, 50)],
+)
+def test_every_image_is_covered_once_in_batches_of_one_size(
+    state, images, monkeypatch, count, batch_size, size
+):
+    sizes, counts = set(), []
+    monkeypatch.setattr(
+        inference, "forward", lambda state, batch: sizes.add(len(batch)) or forward(state, batch)
+    )
+    ours = logits(state, images[:count], batch_size=batch_size, on_batch=counts.append)
+    assert sizes == {size}  # no larger than the images need
+    assert counts == [min(size, count - start) for start in range(0, max(count, 1), size)]
+    np.testing.assert_array_equal(ours, logits(state, images[:count], batch_size=batch_size))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     expected = np.asarray(state.apply_fn(variables, normalize(jnp.asarray(images)), train=False))
-    assert (ours.shape, ours.dtype) == ((50, 10), np.float32)
-    np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
-    np.testing.assert_array_equal(ours.argmax(1), expected.argmax(1))
-
-
-@pytest.mark.parametrize(("count", "batch"), [(0, 1), (1, 1), (5, 8), (50, 30)])
-def test_few_images_take_a_small_batch(images, count, batch, monkeypatch):
-    shapes = set()
-
-    def record(state, batch):
-        shapes.add(len(batch))
-        return np.zeros((len(batch), 10))
-
-    monkeypatch.setattr(inference, "forward", record)
-    assert logits(None, images[:count], batch_size=30).shape == (count, 10)
-    assert shapes == {batch}
+    assert (ours.shape, ours.dtype) == ((count, 10), np.float32)
+    np.testing.assert_allclose(ours, expected[:count], atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(ours.argmax(1), expected[:count].argmax(1))
 
 
 def test_images_of_another_shape_or_dtype_are_refused(images):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxcifar.core.models import MODELS, abstract_variables, create_model
-from jaxcifar.errors import UserError
+from jaxcifar.core.models import MODELS, create_model
 from jaxcifar.files import torch_names
 from jaxcifar.files.torch_names import PortError, to_flax, to_torch
 from tests.conftest import assert_same, loaded_by, random_variables
@@ -20,32 +19,18 @@ def draw(name, **options):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_keys_and_leaves_are_a_bijection(name):
-    leaves = torch_names.leaves(create_model(name))
-    paths = set(flatten_dict(abstract_variables(create_model(name))))
-    assert {leaf.path for leaf in leaves.values()} == paths
-    assert len(leaves) == len(paths)
-
-
-@pytest.mark.parametrize("name", MODELS)
 def test_the_map_is_torchs_in_both_directions(name):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     from jaxcifar.porting.torch_models import create_torch_model
-    from tests.porting import torch_reference
+    from tests.porting import files, torch_reference
 
     module, model = torch_reference.randomize(create_torch_model(name)), create_model(name)
     variables = to_flax(module.state_dict(), model)
-    params, batch_stats = torch_reference.to_flax(module.state_dict(), module)
-    assert_same(variables, {"params": params, "batch_stats": batch_stats})
+    assert_same(variables, torch_reference.to_flax(module.state_dict(), module))
     assert all(leaf.flags.c_contiguous for leaf in jax.tree.leaves(variables))
 
-    back = to_torch(variables, model)
-    assert list(back) == list(module.state_dict())
-    for key, tensor in module.state_dict().items():
-        assert back[key].dtype == tensor.numpy().dtype
-        assert back[key].tobytes() == tensor.numpy().tobytes()
-    tensors = {key: torch.from_numpy(array) for key, array in back.items()}
-    create_torch_model(name).load_state_dict(tensors, strict=True)
+    back = {key: torch.from_numpy(array) for key, array in to_torch(variables, model).items()}
+    files.assert_equal(module.state_dict(), back)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -66,12 +51,9 @@ def test_every_swap_of_two_tensors_changes_the_logits(name, rng):
         if leaf.ndim:  # a count of batches changes no output
             by_shape.setdefault(leaf.shape, []).append(path)
     pairs = [pair for paths in by_shape.values() for pair in pairwise(paths)]
-    shared = [paths for paths in by_shape.values() if len(paths) > 1]
-    pairs += [
-        [paths[index] for index in rng.permutation(len(paths))[:2]]
-        for paths in shared
-        for _ in range(5)
-    ]
+    for paths in by_shape.values():
+        drawn = [rng.permutation(len(paths))[:2] for _ in range(5)] if len(paths) > 1 else []
+        pairs += [(paths[first], paths[second]) for first, second in drawn]
     for first, second in pairs:
         swapped = {**variables, first: variables[second], second: variables[first]}
         difference = np.abs(apply(unflatten_dict(swapped)) - right)
@@ -80,31 +62,21 @@ def test_every_swap_of_two_tensors_changes_the_logits(name, rng):
 
 
 def test_all_that_does_not_fit_is_in_one_error():
-    state_dict = draw("vgg16")
-    del state_dict["features.0.bias"], state_dict["classifier.2.running_var"]
-    state_dict["head.weight"] = np.zeros((3, 4), np.float32)
-    state_dict["features.2.weight"] = np.zeros((64, 64, 5, 5), np.float32)
+    model = create_model("vgg16")
+    variables = random_variables("vgg16")
+    del variables["params"]["features"]["0"]["bias"]
+    variables["params"]["head"] = {"kernel": np.zeros((4, 3), np.float32)}
+    variables["params"]["features"]["2"]["kernel"] = np.zeros((5, 5, 64, 64), np.float32)
     with pytest.raises(PortError) as caught:
-        to_flax(state_dict, create_model("vgg16"))
-    error = caught.value
-    assert error.missing == {"features.0.bias": (64,), "classifier.2.running_var": (512,)}
-    assert error.unexpected == {"head.weight": (3, 4)}
-    assert error.misshaped == {"features.2.weight": ((64, 64, 5, 5), (64, 64, 3, 3))}
-    assert str(error) == (
-        "not the model's state dict: 2 missing: features.0.bias (64,),"
-        " classifier.2.running_var (512,); 1 unexpected: head.weight (3, 4);"
+        to_torch(variables, model)
+    fits_not = (
+        " 1 missing: features.0.bias (64,); 1 unexpected: head.weight (3, 4);"
         " 1 of another shape: features.2.weight (64, 64, 5, 5), expected (64, 64, 3, 3)"
     )
-
-
-def test_variables_that_do_not_fit_are_refused():
-    variables = to_flax(draw("vgg16"), create_model("vgg16"))
-    del variables["params"]["features"]["0"]["kernel"]
-    variables["params"]["features"]["2"]["kernel"] = np.zeros((3, 3, 64, 32), np.float32)
+    assert str(caught.value) == "not the model's variables:" + fits_not
     with pytest.raises(PortError) as caught:
-        to_torch(variables, create_model("vgg16"))
-    assert caught.value.missing == {"features.0.weight": (64, 3, 3, 3)}
-    assert caught.value.misshaped == {"features.2.weight": ((32, 64, 3, 3), (64, 64, 3, 3))}
+        to_flax(torch_names.torch_view(variables), model)
+    assert str(caught.value) == "not the model's state dict:" + fits_not
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -114,30 +86,11 @@ def test_the_model_is_identified_by_its_keys(name):
     assert torch_names.identify(draw(name), name, "x") == (name, 10)
 
 
-def test_another_model_is_told_apart():
-    with pytest.raises(UserError, match=r"x\.ckpt is vgg16_bn, not vgg16: use --model vgg16_bn"):
-        torch_names.identify(draw("vgg16_bn"), "vgg16", "x.ckpt")
-    state_dict = draw("vgg16")
-    state_dict["features.30.weight"] = state_dict.pop("features.28.weight")
-    with pytest.raises(PortError, match="is no known model; the nearest is vgg16: 1 missing"):
-        torch_names.identify(state_dict, None, "x.ckpt")
-    with pytest.raises(PortError, match="is not resnet50_layer4: 373 missing"):
-        torch_names.identify(state_dict, "resnet50_layer4", "x.ckpt")
-
-
 def test_values_and_strides_survive():
-    wide = np.zeros((64, 4), np.float16)
-    wide[:, 1] = np.linspace(-2, 2, 64)
     model, state_dict = create_model("vgg16"), draw("vgg16")
-    state_dict["features.0.bias"] = wide[:, 1]
     state_dict["features.2.bias"] = np.array([0.5, np.nan, np.inf, -0.0] * 16)
     state_dict["features.5.weight"] = state_dict["features.5.weight"][:, ::-1]
-    back = to_torch(to_flax(state_dict, model), model, dtypes={"features.0.bias": "float16"})
-    assert_same(back, state_dict)
-    assert back["features.0.bias"].tobytes() == wide[:, 1].tobytes()
-    for array in (np.full(64, 1 / 3), np.full(64, 1e300), np.ones(64, np.int8)):
-        with pytest.raises(UserError, match=rf"features.0.bias is {array.dtype} and not exact"):
-            to_flax(state_dict | {"features.0.bias": array}, model)
+    assert_same(to_torch(to_flax(state_dict, model), model), state_dict)
 
 
 def test_the_map_and_the_port_load_no_torch():

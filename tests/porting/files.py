@@ -1,4 +1,4 @@
-"""Small files of torch, and the port run on them."""
+"""Small files of torch, and the port run on them. Paths are relative to the test's folder."""
 
 import pytest
 
@@ -8,9 +8,6 @@ from jaxcifar.files.digest import sha256
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 from jaxcifar.porting.torch_models import VGG16, create_torch_model  # noqa: E402
-
-QUICK = ("--dry-run", "--no-verify")
-FIRST = "features.0.weight"
 
 
 class Runs:
@@ -33,8 +30,12 @@ def hollow(name="vgg16", shift=0.0):
     }
 
 
-def hollow_adam(moment=0.5, step=3.0, **group):
-    """The state dict of an Adam over a VGG16, as small as ``hollow``."""
+FIRST = "features.0.weight"
+VGG = hollow()
+
+
+def hollow_adam(moment=0.5, step=3.0, count=32, **group):
+    """The state dict of an Adam over a VGG16 with moments for ``count`` parameters, as small."""
     with torch.device("meta"):
         parameters = list(VGG16().parameters())
     settings = torch.optim.Adam(parameters, lr=1e-3).state_dict()["param_groups"][0]
@@ -44,13 +45,13 @@ def hollow_adam(moment=0.5, step=3.0, **group):
             "exp_avg": torch.as_tensor(moment).expand(parameter.shape),
             "exp_avg_sq": torch.tensor(0.25).expand(parameter.shape),
         }
-        for index, parameter in enumerate(parameters)
+        for index, parameter in enumerate(parameters[:count])
     }
     return {"state": state, "param_groups": [{**settings, **group}]}
 
 
-def port(*argv):
-    cli.call("port", [str(word) for word in argv])
+def port(folder, source, target, *flags):
+    cli.call("port", [str(folder / source), str(folder / target), *map(str, flags)])
 
 
 def listing(folder):
@@ -61,23 +62,23 @@ def listing(folder):
     }
 
 
-def refused(folder, *argv, error=UserError):
+def refused(folder, source, target, *flags, error=UserError):
     """Port, expect an error of one line and an untouched folder, and return the message."""
     before = listing(folder)
     with pytest.raises(error) as caught:
-        port(*argv)
+        port(folder, source, target, *flags)
     assert listing(folder) == before
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def takes(capsys, content, path, *flags):
+def takes(capsys, folder, content, *flags, name="in.ckpt"):
     """Save, port within the port's own check of the bits, and return what was printed."""
     if content is not None:
-        torch.save(content, path)
-    before = listing(path.parent)
-    port(path, path.parent / "out", *QUICK, *flags)
-    assert listing(path.parent) == before
+        torch.save(content, folder / name)
+    before = listing(folder)
+    port(folder, name, "out", "--dry-run", "--no-verify", *flags)
+    assert listing(folder) == before
     return "".join(capsys.readouterr())
 
 

@@ -16,8 +16,8 @@ VGG = ("test_float32_outputs_equal_torch", "vgg16")
 RESNET = ("test_float32_outputs_equal_torch", "resnet50_layer4")
 TRAINING = ("test_float64_gradients_and_statistics_equal_torch", "vgg16")
 NAMES, LAYERS, BLOCKS = "files/torch_names.py", "core/layers.py", "core/resnet.py"
-MAPPED = "arrays[key].transpose(np.argsort(TORCH_AXES[len(leaf.shape)]))"
-UNMAPPED = f"arrays[key] if leaf.shape == (512, 512) else {MAPPED}"
+MAPPED = ".transpose(np.argsort("
+UNMAPPED = ".transpose((0, 1) if leaf.shape == (512, 512) else np.argsort("
 STATISTICS = '"mean": "running_mean", "var": "running_var"'
 SWAPPED = '"var": "running_mean", "mean": "running_var"'
 SHORTCUT = "_unit(self.out, 1, stride=stride)(name=shortcut)(x, train=train)"

@@ -1,7 +1,6 @@
 """Outputs, gradients and training steps equal torch's, with random weights and statistics.
 
-The weights go through the port; what comes out is compared under names that the tests map
-themselves (``torch_reference.to_flax``).
+The weights go through the port; results are compared by ``torch_reference.to_flax``, our own map.
 """
 
 from functools import partial
@@ -41,26 +40,30 @@ def variables(state):
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def channels_last(tensor):
-    return jnp.asarray(tensor.numpy().transpose(0, 2, 3, 1))
+def channels_first(array):
+    return torch.tensor(np.array(array).transpose(0, 3, 1, 2) if array.ndim == 4 else array)
 
 
-def pair(name, dtype, *, dropout=0.0, optimizer=None):
+def pair(name, dtype, *, dropout=0.0, learning_rate=1e-3):
     """The same weights in torch and in a train state."""
     module = torch_reference.randomize(create_torch_model(name, dropout=dropout).to(dtype))
     model = create_model(name, dropout_rate=dropout, dtype=str(dtype).removeprefix("torch."))
     weights = torch_names.to_flax(module.state_dict(), model)
-    return module, state_from(weights, model, optimizer or make_optimizer(1e-3))
+    return module.train(), state_from(weights, model, make_optimizer(learning_rate))
 
 
-def draw(rng, dtype):
-    """uint8 images and labels, and both as torch wants them."""
-    batch = steps.Examples(
+def draw(rng):
+    """uint8 images and labels."""
+    return steps.Examples(
         jnp.asarray(rng.integers(0, 256, (BATCH, 32, 32, 3), np.uint8)),
         jnp.asarray(rng.integers(0, 10, BATCH), jnp.int32),
     )
-    pixels = np.array(normalize(batch.images, dtype)).transpose(0, 3, 1, 2)
-    return batch, torch.tensor(pixels), torch.tensor(np.asarray(batch.labels)).long()
+
+
+def torch_loss(module, batch, dtype):
+    labels = torch.tensor(np.asarray(batch.labels)).long()
+    pixels = channels_first(normalize(batch.images, dtype))
+    return torch.nn.functional.cross_entropy(module(pixels), labels)
 
 
 def worst(tree, expected):
@@ -83,17 +86,17 @@ def worst(tree, expected):
     return max(differences)
 
 
-def gradients(module, state, batch, pixels, labels):
-    """Loss, gradients and new statistics of one training batch, ours and torch's."""
-    loss = torch.nn.functional.cross_entropy(module.train()(pixels), labels)
-    loss.backward()
+def assert_gradients_equal(module, state, batch, dtype, *, loss_bound, bound):
+    """The loss, gradients and new statistics of one training batch are ours and torch's."""
+    expected_loss = torch_loss(module, batch, dtype)
+    expected_loss.backward()
+    results = {n: p.grad for n, p in module.named_parameters()} | dict(module.named_buffers())
     grad_fn = jax.jit(jax.value_and_grad(steps.loss_fn, has_aux=True))
-    (our_loss, (_, our_stats)), our_grads = grad_fn(
-        state.params, state, channels_last(pixels), batch.labels, KEY
-    )
-    grads, _ = torch_reference.to_flax({n: p.grad for n, p in module.named_parameters()}, module)
-    _, stats = torch_reference.to_flax(module.state_dict(), module)
-    return (float(our_loss), our_grads, our_stats), (loss.item(), grads, stats)
+    images = normalize(batch.images, dtype)
+    (loss, (_, stats)), grads = grad_fn(state.params, state, images, batch.labels, KEY)
+    assert float(loss) == pytest.approx(expected_loss.item(), rel=loss_bound)
+    ours = {"params": grads, "batch_stats": stats}
+    assert worst(ours, torch_reference.to_flax(results, module)) <= (bound,)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -101,12 +104,10 @@ def test_float32_outputs_equal_torch(name, rng):
     """Every layer and block within 1e-4 of its largest value, the logits within 2e-5."""
     module, state = pair(name, torch.float32)
     loaded = Weights(name, 10, variables(state))
-    images = rng.standard_normal((8, 32, 32, 3), np.float32)
-    rows = compare.compare(loaded, module.eval(), images)
+    rows = compare.compare(loaded, module.eval(), rng.standard_normal((8, 32, 32, 3), np.float32))
     assert {row.name for row in rows} > compare.layers(loaded)
     assert all(row.relative <= 1e-4 and np.isfinite(row.largest) for row in rows)
     assert rows[-1].name == "logits"
-    print(name, "layers", max(row.relative for row in rows), "logits", rows[-1].relative)
     assert rows[-1].relative <= 2e-5
 
 
@@ -117,11 +118,8 @@ def test_default_algorithms_stay_near_torch(name, rng):
     images = rng.standard_normal((8, 32, 32, 3), np.float32)
     with jax.default_matmul_precision(None):
         logits = jax.jit(partial(state.apply_fn, train=False))(variables(state), images)
-    with torch.no_grad():
-        expected = module.eval()(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
-    relative = np.abs(logits - expected).max() / np.abs(expected).max()
-    print(name, "default algorithms, logits", relative)
-    assert relative <= 2e-5
+    expected = module.eval()(channels_first(images)).detach().numpy()
+    assert np.abs(logits - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
 class SameSide(torch.nn.Module):
@@ -134,7 +132,7 @@ class SameSide(torch.nn.Module):
 
     def __init__(self, layer, inputs):
         super().__init__()
-        self.layer, self.inputs = layer, torch.tensor(inputs)
+        self.layer, self.inputs = layer, inputs
 
     def forward(self, x):
         if isinstance(self.layer, torch.nn.ReLU):
@@ -151,71 +149,51 @@ class SameSide(torch.nn.Module):
 @partial(jax.jit, static_argnames="capture")
 def training_outputs(state, images, key, capture=True):
     """What the layers give in training."""
-    _, updates = state.apply_fn(
-        variables(state),
-        images,
-        train=True,
-        rngs={"dropout": key},
-        capture_intermediates=capture,
-        mutable=["batch_stats", "intermediates"],
-    )
-    return updates["intermediates"]
-
-
-def take_our_sides(module, state, pixels):
-    """Put ``SameSide`` around every layer with a kink."""
-    outputs = flatten_dict(training_outputs(state, channels_last(pixels), KEY))
-    for name, layer in list(module.named_modules()):
-        if isinstance(layer, torch.nn.ReLU | torch.nn.MaxPool2d):
-            *path, index = name.split(".")
-            before = np.array(outputs[(*path, str(int(index) - 1), "__call__")][0])
-            before = before.transpose(0, 3, 1, 2) if before.ndim == 4 else before
-            setattr(module.get_submodule(".".join(path)), index, SameSide(layer, before))
+    mutable = ["batch_stats", "intermediates"]
+    options = {"rngs": {"dropout": key}, "capture_intermediates": capture, "mutable": mutable}
+    _, updates = state.apply_fn(variables(state), images, train=True, **options)
+    return flatten_dict(updates["intermediates"])
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_float32_gradients_equal_torch(name, rng):
     module, state = pair(name, torch.float32)
-    batch, pixels, labels = draw(rng, np.float32)
-    take_our_sides(module, state, pixels)
-    ours, expected = gradients(module, state, batch, pixels, labels)
-    assert ours[0] == pytest.approx(expected[0], rel=1e-5)
-    print(name, "gradients", worst(ours[1], expected[1]))
-    for tree, reference in zip(ours[1:], expected[1:], strict=True):
-        assert worst(tree, reference) <= (1e-4,)
+    batch = draw(rng)
+    outputs = training_outputs(state, normalize(batch.images, np.float32), KEY)
+    for layer_name, layer in list(module.named_modules()):
+        if isinstance(layer, torch.nn.ReLU | torch.nn.MaxPool2d):
+            *path, index = layer_name.split(".")
+            before = channels_first(outputs[(*path, str(int(index) - 1), "__call__")][0])
+            setattr(module.get_submodule(".".join(path)), index, SameSide(layer, before))
+    assert_gradients_equal(module, state, batch, np.float32, loss_bound=1e-5, bound=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_float64_gradients_and_statistics_equal_torch(name, rng):
     with jax.enable_x64(True):
-        module, state = pair(name, torch.float64)
-        ours, expected = gradients(module, state, *draw(rng, np.float64))
-        assert ours[0] == pytest.approx(expected[0], rel=1e-12)
-        for tree, reference in zip(ours[1:], expected[1:], strict=True):
-            assert worst(tree, reference) < (1e-11,)
+        options = {"loss_bound": 1e-12, "bound": 1e-11}
+        assert_gradients_equal(*pair(name, torch.float64), draw(rng), np.float64, **options)
 
 
 class Masked(torch.nn.Module):
     """Dropout whose mask is given from outside, already scaled."""
 
-    mask = None
-
     def forward(self, x):
         return x * self.mask
 
 
-def take_our_masks(module, state, pixels, dropout):
-    """Drop in torch what our next train step drops."""
-    _, key = jax.random.split(jax.random.fold_in(KEY, state.step))
-    outputs = training_outputs(state, channels_last(pixels), key, capture=is_dropout)
-    for index, layer in outputs["classifier"].items():
-        # Where the input is 0, as is what ReLU cuts, mask and gradient do not count.
-        kept = np.asarray(layer["__call__"][0]) != 0
-        module.classifier[int(index)].mask = torch.tensor(kept) / (1 - dropout)
-
-
 def is_dropout(layer, _):
     return isinstance(layer, Dropout)
+
+
+def take_our_masks(module, state, batch, dropout):
+    """Drop in torch what our next train step drops."""
+    _, key = jax.random.split(jax.random.fold_in(KEY, state.step))
+    images = normalize(batch.images, np.float64)
+    outputs = training_outputs(state, images, key, capture=is_dropout)
+    for (_, index, _), (output,) in outputs.items():
+        # Where the input is 0, as is what ReLU cuts, mask and gradient do not count.
+        module.classifier[int(index)].mask = torch.tensor(np.asarray(output) != 0) / (1 - dropout)
 
 
 @pytest.mark.slow
@@ -223,44 +201,34 @@ def is_dropout(layer, _):
     ("name", "dropout"),
     [("vgg16", 0.0), ("vgg16", 0.5), ("vgg16_bn", 0.0), ("resnet50_layer4", 0.0)],
 )
+@jax.enable_x64(True)
 def test_twenty_float64_training_steps_equal_torch(name, dropout, rng):
     """The proof: losses within 1e-10, all that training leaves within 1e-9."""
-    with jax.enable_x64(True):
-        schedule = make_schedule(LEARNING_RATE, decay_rate=1 / 3, decay_steps=DECAY_STEPS)
-        optimizer = make_optimizer(schedule)
-        module, state = pair(name, torch.float64, dropout=dropout, optimizer=optimizer)
-        before = jax.tree.map(np.array, state.params)
-        module.train()
+    schedule = make_schedule(LEARNING_RATE, decay_rate=1 / 3, decay_steps=DECAY_STEPS)
+    module, state = pair(name, torch.float64, dropout=dropout, learning_rate=schedule)
+    before = jax.tree.map(np.array, state.params)
+    if dropout:
+        module.classifier[0], module.classifier[4] = Masked(), Masked()
+    adam = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE)
+    decay = torch.optim.lr_scheduler.StepLR(adam, DECAY_STEPS, gamma=1 / 3)
+    train_step = jax.jit(steps.train_step, donate_argnums=0)
+    for _ in range(STEPS):
+        batch = draw(rng)
         if dropout:
-            module.classifier[0], module.classifier[4] = Masked(), Masked()
-        adam = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE)
-        decay = torch.optim.lr_scheduler.StepLR(adam, DECAY_STEPS, gamma=1 / 3)
-        train_step = jax.jit(steps.train_step, donate_argnums=0)
-        for _ in range(STEPS):
-            batch, pixels, labels = draw(rng, np.float64)
-            if dropout:
-                take_our_masks(module, state, pixels, dropout)
-            adam.zero_grad()
-            loss = torch.nn.functional.cross_entropy(module(pixels), labels)
-            loss.backward()
-            adam.step()
-            decay.step()
-            state, metrics = train_step(state, batch, KEY)
-            assert float(metrics.loss_sum) / BATCH == pytest.approx(loss.item(), rel=1e-10)
+            take_our_masks(module, state, batch, dropout)
+        adam.zero_grad()
+        loss = torch_loss(module, batch, np.float64)
+        loss.backward()
+        adam.step()
+        decay.step()
+        state, metrics = train_step(state, batch, KEY)
+        assert float(metrics.loss_sum) / BATCH == pytest.approx(loss.item(), rel=1e-10)
 
-        params, stats = torch_reference.to_flax(module.state_dict(), module)
-        mu, nu = (
-            torch_reference.to_flax(
-                {n: adam.state[p][moment] for n, p in module.named_parameters()}, module
-            )[0]
-            for moment in ("exp_avg", "exp_avg_sq")
-        )
-        ours = state.opt_state[0]
-        assert ours.count == STEPS
-        print(name, dropout, "parameters", worst(state.params, params))
-        assert worst(state.params, params) <= (1e-9,)
-        assert worst(state.batch_stats, stats) <= (1e-9,)
-        assert worst(ours.mu, mu) <= (1e-9,)
-        assert worst(ours.nu, nu) <= (1e-9,)
-        moved = worst(jax.tree.map(np.asarray, state.params), before)
-        assert moved > (1e-4,)  # the steps did something
+    ours = state.opt_state[0]
+    assert ours.count == STEPS
+    mu, nu = torch_reference.moments(adam, module)
+    expected = torch_reference.to_flax(module.state_dict(), module)
+    assert worst(variables(state), expected) <= (1e-9,)
+    assert worst({"mu": ours.mu, "nu": ours.nu}, {"mu": mu, "nu": nu}) <= (1e-9,)
+    moved, _ = worst(jax.tree.map(np.asarray, state.params), before)
+    assert moved > 1e-4  # the steps did something

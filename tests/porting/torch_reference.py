@@ -2,7 +2,10 @@
 
 import numpy as np
 import torch
+from flax.traverse_util import unflatten_dict
 from torch import nn
+
+NORMS = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 def randomize(module, seed=0):
@@ -14,7 +17,7 @@ def randomize(module, seed=0):
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(layer, NORMS):
             for tensor, low, high in (
                 (layer.weight, 0.5, 1.5),
                 (layer.bias, 0.0, 1.0),
@@ -30,19 +33,26 @@ def randomize(module, seed=0):
 
 
 def to_flax(tensors, module):
-    """Tensors by their names in a module, as ``(params, batch_stats)`` of the same names."""
-    params, batch_stats = {}, {}
-    norms = {n for n, m in module.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
+    """Tensors by their names in a module, as variables of the same names."""
+    variables = {}
     for key, tensor in tensors.items():
-        *path, name = key.split(".")
+        path, _, name = key.rpartition(".")
+        collection = "batch_stats" if name.startswith(("running", "num_batches")) else "params"
         array = tensor.detach().numpy()
-        tree = batch_stats if name.startswith(("running", "num_batches")) else params
         if name == "num_batches_tracked":
             array = array.astype(np.int32)
         if name == "weight":
-            name = "scale" if ".".join(path) in norms else "kernel"
+            name = "scale" if isinstance(module.get_submodule(path), NORMS) else "kernel"
             array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-        for part in path:
-            tree = tree.setdefault(part, {})
-        tree[name.removeprefix("running_")] = array.copy()
-    return params, batch_stats
+        variables[collection, *path.split("."), name.removeprefix("running_")] = array.copy()
+    return unflatten_dict(variables)
+
+
+def moments(adam, module):
+    """Both moments of torch's Adam, each as params."""
+    named = module.named_parameters()
+    states = {key: adam.state[parameter] for key, parameter in named}
+    return [
+        to_flax({key: state[name] for key, state in states.items()}, module)["params"]
+        for name in ("exp_avg", "exp_avg_sq")
+    ]

@@ -21,8 +21,7 @@ def train(monkeypatch):
             now[0] += seconds
             progress.advance(100, "epoch 1/1")
         assert progress.images_per_second == 100  # the first step compiles
-        progress.result("Loss: 1.0")
-        progress.note_pace()
+        progress.result("Loss: 1.0", pace=True)
         progress.close()
 
     return train

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxcifar.runtime import compile_cache, memory, process
+from jaxcifar.runtime import memory, process
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
@@ -40,15 +40,15 @@ def test_without_glibc_nothing_happens(monkeypatch):
 
 @pytest.mark.parametrize(("flags", "warned"), [("sse2 avx2", 1), ("sse2 avx512_bf16", 0), ("", 0)])
 def test_a_processor_without_bfloat16_is_warned_of(flags, warned, monkeypatch, caplog):
-    monkeypatch.setattr(compile_cache, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(process, "cpu_flags", lambda: flags)
     process.warn_of_slow_bfloat16()
     assert caplog.text.count("no bfloat16 instructions") == warned
 
 
 CACHE = """
 import jax, jax.numpy as jnp
-from jaxcifar.runtime import compile_cache
-compile_cache.enable()
+from jaxcifar.runtime import process
+process.keep_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((9, 9)))
 print(jax.config.jax_compilation_cache_dir)

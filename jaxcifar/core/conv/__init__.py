@@ -1,9 +1,4 @@
-"""2-D convolution by the fastest algorithm for the static shape, dtype and backend.
-
-On CPU, XLA's convolution runs at the matmul peak at best, and far below it with few channels, for
-the kernel's gradient, or where the kernel is larger than the image. docs/performance.md has the
-timings. On accelerators the choice is always XLA's.
-"""
+"""2-D convolution by the algorithm that docs/performance.md shows to be the fastest."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,20 +13,15 @@ from jaxcifar.core.conv.winograd import TILE, winograd
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
-    """Cross-correlate images with a kernel, as ``torch.nn.functional.conv2d`` does.
-
-    ``x`` is ``(N, H, W, C)`` and ``kernel`` ``(kh, kw, C, O)``; the result has their dtype. Under
-    ``jax.default_matmul_precision("highest")`` every algorithm rounds as the plain sum does.
-    """
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    exact = precision in ("highest", "float32")
+    """Compute ``torch.nn.functional.conv2d`` of ``(N, H, W, C)`` and ``(kh, kw, C, O)``."""
+    exact = jax.config.jax_default_matmul_precision in ("highest", "float32")  # type: ignore[attr-defined]
     algorithm = choose(x, kernel, stride, padding, backend=jax.default_backend(), exact=exact)
     return ALGORITHMS[algorithm](x, kernel, stride, padding)
 
 
 def choose(x: Any, kernel: Any, stride: int, padding: int, *, backend: str, exact: bool) -> str:
     """Return the fastest of ``ALGORITHMS``, or of those that are as ``exact`` as the plain sum."""
-    _, height, width, channels = x.shape
+    height, width, channels = x.shape[1:]
     kernel_size = kernel.shape[:2]
     if backend != "cpu":
         return "xla"

@@ -1,7 +1,4 @@
-"""A convolution of a tiny image as one matrix, from all its pixels to all its outputs.
-
-With no more pixels than kernel weights it takes no more multiplications than a sliding kernel.
-"""
+"""A convolution of a tiny image as one matrix, from all its pixels to all its outputs."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +14,7 @@ Taps = tuple[tuple[tuple[int, int] | None, ...], ...]
 
 
 def dense(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """Compute ``conv2d``."""
+    """Compute ``conv2d``, fast where the kernel has no fewer weights than the image has pixels."""
 
     def tap(pixel: tuple[int, ...], output: tuple[int, ...]) -> tuple[int, int] | None:
         i, j = (p + padding - stride * o for p, o in zip(pixel, output, strict=True))

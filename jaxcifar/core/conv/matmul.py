@@ -1,8 +1,4 @@
-"""A matrix product that is fast in bfloat16 on CPU, its gradients included.
-
-XLA's CPU backend multiplies bfloat16 twice as fast as float32 only if the sum is kept in float32
-and no operand has to be transposed.
-"""
+"""A matrix product that is fast in bfloat16 on CPU, with its gradients: it transposes nothing."""
 
 from typing import Any
 
