@@ -7,7 +7,9 @@ MODEL ?= resnet50_layer4
 # How many tests run at once.
 JOBS ?= 2
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+# Tests of a file share fixtures and programs. Torch's threads must not spin on a core that is needed.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest \
+    -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: train torch test test-fast test-distributed lint docs bench torture clean
 

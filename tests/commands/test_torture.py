@@ -11,8 +11,6 @@ import pytest
 
 from jaxcifar.files.run import RunDirectory
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 # Every step writes a checkpoint, so that most kills fall into one.
 OPTIONS = "--model resnet50_layer4 --dataset digits --batch-size 90 --checkpoint-every 1"
 
