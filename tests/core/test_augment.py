@@ -46,8 +46,7 @@ def test_each_image_has_its_own_uniform_corner_and_flip():
         assert len(counts) == 9
         assert np.abs(counts - count / 9).max() < 5 * np.sqrt(count / 9)
     assert abs(np.corrcoef(rows, columns)[0, 1]) < 5 / np.sqrt(count)
-    # Column 8 is in the left half, whatever the corner.
-    half = jnp.zeros((count, 32, 32, 3), jnp.uint8).at[:, :, :16].set(1)
+    half = jnp.zeros((count, 32, 32, 3), jnp.uint8).at[:, :, :16].set(1)  # holds column 8
     mirrored = augment.augment(jax.random.key(1), half, "crop-flip")[:, 16, 8, 0] == 0
     assert abs(np.mean(mirrored) - 0.5) < 5 * 0.5 / np.sqrt(count)
 

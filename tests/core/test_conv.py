@@ -13,8 +13,7 @@ from jaxcifar.core.conv import ALGORITHMS, choose, conv2d
 from jaxcifar.core.conv.matmul import matmul
 from jaxcifar.core.conv.winograd import winograd
 
-# In float64 the transforms are exact.
-WINOGRAD_BOUNDS = {"float32": 1e-4, "bfloat16": 2**-8, "float64": 1e-13}
+WINOGRAD_BOUNDS = {"float32": 1e-4, "bfloat16": 2**-8, "float64": 1e-13}  # exact in float64
 
 
 def numpy_conv2d(x, kernel, stride, padding):
@@ -90,7 +89,6 @@ def test_winograd_is_within_its_bound(rows, columns, padding, channels, features
 @settings(deadline=None, max_examples=10)
 @given(rows=st.integers(1, 70), inner=st.integers(1, 130), columns=st.integers(1, 130))
 def test_bfloat16_product_and_its_gradients(rows, inner, columns):
-    # Even and odd numbers of rows are summed differently.
     a, b = draw(rows, (rows, inner), (inner, columns), dtype="bfloat16")
     ours = result_and_gradients(matmul, a, b)
     assert {array.dtype.name for array in ours} == {"bfloat16"}
@@ -119,7 +117,6 @@ def test_the_choice_and_its_gradients(size, channels, kernel_size, stride, paddi
     assert choose(wide, kernel, stride, padding, backend="cpu", exact=False) == exact
     for backend in ("gpu", "tpu"):
         assert choose(x, kernel, stride, padding, backend=backend, exact=False) == "xla"
-
     convolve = jax.jit(partial(conv2d, stride=stride, padding=padding))
     ours = result_and_gradients(convolve, x, kernel)
     plain = run("xla", x, kernel, stride, padding)

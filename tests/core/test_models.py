@@ -26,10 +26,15 @@ def test_counts_equal_the_state_dicts(name, parameters, statistics, entries):
     assert (len(stats), len(params) + len(stats)) == (statistics, entries)
 
 
+# SciPy's parameters, and the mean and variance of the squares.
+DISTRIBUTIONS = {"norm": ((), 1, 2), "uniform": ((-1, 2), 1 / 3, 4 / 45)}
+
+
 def assert_drawn(distribution, values, scale):
     values = np.ravel(values) / scale
-    bounds = (-1, 2) if distribution == "uniform" else ()  # the lowest value and the width
-    assert kstest(values, distribution, bounds).pvalue > 1e-6  # as rare as five deviations
+    parameters, mean, variance = DISTRIBUTIONS[distribution]
+    assert kstest(values, distribution, parameters).pvalue > 1e-6  # as rare as five deviations
+    assert np.mean(values**2) == pytest.approx(mean, abs=5 * np.sqrt(variance / values.size))
     assert np.abs(values).max() <= 1 + 1e-6 or distribution == "norm"
 
 

@@ -72,8 +72,7 @@ def test_steps_are_pure_and_traced_once(monkeypatch):
 
 @pytest.mark.slow
 def test_a_scan_of_steps_is_the_same_steps():
-    """In float64 and with a small rate, where rounding cannot grow."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(True):  # and a small rate, so that rounding cannot grow
         initial = start(create_model("resnet50_layer4", dtype="float64"), 1e-5)
         ends = [train(initial, digits(24), count=count) for count in (1, 3)]
     for ours, theirs in zip(*map(jax.tree.leaves, ends), strict=True):
