@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ["OMP_WAIT_POLICY"] = "passive"  # torch's threads yield to other processes
+
 import jax
 import numpy as np
 import pytest

@@ -13,7 +13,7 @@ import pytest
 from jaxcifar.files import weights
 from jaxcifar.files.run import RunDirectory
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 
 # At a larger rate, or with biases before batch norms, float32 runs part: see docs/scaling.md.
 OPTIONS = "--model vgg16 --dataset digits --batch-size 96 --learning-rate 1e-6 --log-every 1"
