@@ -85,7 +85,7 @@ def prepare(
         **config.to_dict(),
         "class_names": list(dataset.class_names),
         "train_images": len(dataset.train.labels),
-        "train_sha256": digest(dataset.train),
+        "train_digest": digest(dataset.train),
     }
     first, totals, train = sharding.put((first, Metrics.zeros(), train), replicated)
     fixed = (config, directory, mesh, train, val, dataset.test, metadata, schedule)
@@ -106,7 +106,7 @@ def check_same_data(run: Run, saved: Mapping[str, Any]) -> None:
     change = difference(now["class_names"], then["class_names"], "the data", "the checkpoint")
     if not change and now["train_images"] != then["train_images"]:
         change = f"it has {now['train_images']} training images, and had {then['train_images']}"
-    if not change and now["train_sha256"] != then["train_sha256"]:
+    if not change and now["train_digest"] != then["train_digest"]:
         change = "it has as many training images, but other ones"
     if change:
         raise UserError(

@@ -82,7 +82,7 @@ def test_checkpoints_that_do_not_tell_are_passed_over(train, pets, tmp_path):
     train(epochs=2)
     path = tmp_path / "run" / "checkpoints" / "4" / "_CHECKPOINT_METADATA"
     metadata = json.loads(path.read_text())
-    for name in ("class_names", "train_images", "train_sha256"):  # as older versions did
+    for name in ("class_names", "train_images", "train_digest"):  # as older versions did
         del metadata["custom_metadata"][name]
     path.write_text(json.dumps(metadata))
     for split in ("train", "test"):
