@@ -1,31 +1,29 @@
 """Exported files: other programs get the same logits, and nothing is left half-written."""
 
-import json
+import logging
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from jaxcifar import UserError, cli, export
 from jaxcifar.core import inference
-from jaxcifar.files import atomic, weights
+from jaxcifar.files import weights
 from tests.commands.test_predict import random_images
+from tests.conftest import assert_same
 
 BATCHES = (1, 3, 100)
-WITH_PLAIN_JAX = """
-import json, sys
+WITH_PLAIN_JAX = f"""
+import sys
 for name in ("jaxcifar", "flax", "optax", "orbax", "torch"):
     sys.modules[name] = None  # its import fails
 import numpy as np
 from jax import export
-program = export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
-images = np.load(sys.argv[2])
-logits = [np.asarray(program.call(images[:count])) for count in json.loads(sys.argv[3])]
-np.savez(sys.argv[4], *logits)
+program = export.deserialize(bytearray(open("resnet.stablehlo", "rb").read()))
+images = np.load("images.npy")
+np.savez("logits.npz", *(program.call(images[:count]) for count in {BATCHES}))
 print(*program.platforms)
 """
 
@@ -34,139 +32,94 @@ def run_export(checkpoint, output, *flags):
     cli.call("export", ["--checkpoint", str(checkpoint), str(output), *flags])
 
 
-@pytest.fixture(scope="module")
-def images():
-    return random_images(max(BATCHES))
-
-
-@pytest.fixture(scope="module")
-def logits(checkpoint, images):
-    """The library's own, as evaluation computes them."""
-    logits = inference.logits(weights.load(checkpoint).state(), images, batch_size=len(images))
-    assert logits.std(axis=0).max() > 0.1  # it looks at the images
-    return logits
-
-
-def assert_close(actual, expected):
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
 def listing(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-def test_plain_jax_gives_the_same_logits(checkpoint, images, logits, tmp_path, capsys):
-    program = tmp_path / "resnet.stablehlo"
+@pytest.fixture
+def untouched(tmp_path):
+    """A folder that a test must leave as it is."""
+    for suffix in ("ckpt", "safetensors", "stablehlo"):
+        (tmp_path / f"there.{suffix}").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    before = listing(tmp_path)
+    yield tmp_path
+    assert listing(tmp_path) == before
+
+
+def test_plain_jax_gives_the_same_logits(checkpoint, tmp_path, capsys):
+    program, images = tmp_path / "resnet.stablehlo", random_images(max(BATCHES))
     run_export(checkpoint, program)
-    out = capsys.readouterr().out
-    assert out.count("\n") == 1
-    assert f"wrote {program} (stablehlo, resnet50_layer4, 10 classes, 5" in out
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"wrote {program} (stablehlo, resnet50_layer4, 10 classes, 5" in line
     np.save(tmp_path / "images.npy", images)
-    script = tmp_path / "alone.py"
-    script.write_text(WITH_PLAIN_JAX)
-    args = (program, tmp_path / "images.npy", json.dumps(BATCHES), tmp_path / "logits.npz")
-    argv = [sys.executable, "-I", script, *args]
-    alone = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
-    assert alone.returncode == 0, alone.stderr
+    argv = [sys.executable, "-I", "-c", WITH_PLAIN_JAX]
+    alone = subprocess.run(argv, stdout=subprocess.PIPE, text=True, cwd=tmp_path, check=True)
     assert alone.stdout.split() == list(export.PLATFORMS)
+    logits = inference.logits(weights.load(checkpoint).state(), images, batch_size=len(images))
+    assert logits.std(axis=0).max() > 0.1  # it looks at the images
     with np.load(tmp_path / "logits.npz") as file:
-        results = list(file.values())
-    for count, result in zip(BATCHES, results, strict=True):
-        assert result.dtype == np.float32
-        assert result.shape == (count, 10)
-        assert_close(result, logits[:count])
+        for count, result in zip(BATCHES, file.values(), strict=True):
+            assert (result.dtype, result.shape) == (np.float32, (count, 10))
+            atol = 1e-5 * np.abs(logits[:count]).max()
+            np.testing.assert_allclose(result, logits[:count], rtol=0, atol=atol)
 
 
-def test_torch_loads_the_state_dict_strictly(checkpoint, images, logits, tmp_path):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    from jaxcifar.core.augment import normalize
-    from jaxcifar.porting.torch_models import create_torch_model
-
-    path = tmp_path / "resnet.ckpt"
-    run_export(checkpoint, path)
-    model = create_torch_model("resnet50_layer4").eval()
-    model.load_state_dict(torch.load(path), strict=True)
-    inputs = torch.from_numpy(np.array(normalize(images[:3])).transpose(0, 3, 1, 2).copy())
-    with torch.no_grad():
-        assert_close(model(inputs).numpy(), logits[:3])
-
-
-def test_safetensors_keep_every_bit_and_the_names(checkpoint, tmp_path):
-    path = tmp_path / "resnet.safetensors"
-    run_export(checkpoint, path)
+@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors"])
+def test_files_keep_every_bit_and_force_replaces_all_but_the_input(name, checkpoint, tmp_path):
+    if name == "x.ckpt":
+        pytest.importorskip("torch", reason="torch is not installed")
+    path = tmp_path / name
+    path.write_text("old")
+    run_export(checkpoint, path, "--force")
     source, back = weights.load(checkpoint), weights.load(path)
-    assert back.class_names == source.class_names == tuple("abcdefghij")
-    jax.tree.map(np.testing.assert_array_equal, back.variables, source.variables)
+    assert_same(back.variables, source.variables)
+    assert back.class_names == (source.class_names if name == "x.safetensors" else None)
+    with pytest.raises(UserError, match="is the input itself"):
+        run_export(path, path, "--force")
+    assert list(listing(tmp_path)) == [name]
 
 
 @pytest.mark.parametrize(
     ("output", "flags", "message"),
     [
         ("there.ckpt", [], "there.ckpt exists already: choose another name, or --force"),
-        ("folder", [], "exists already"),
         ("folder", ["--force"], "is a folder and no checkpoint"),
         ("resnet", [], "resnet: unknown format; use .ckpt, .pt, .pth, .safetensors or .stablehlo"),
         ("x.onnx", [], "x.onnx: unknown format"),
         ("nowhere/x.ckpt", [], "nowhere: create it first"),
+        ("/proc/x.ckpt", [], "/proc cannot be written to"),
         ("x.ckpt", ["--ema"], "--ema is for torch files"),
     ],
 )
-def test_bad_input_writes_nothing(output, flags, message, checkpoint, tmp_path):
-    (tmp_path / "there.ckpt").write_text("precious")
-    (tmp_path / "folder").mkdir()
-    before = listing(tmp_path)
+def test_bad_input_writes_nothing(output, flags, message, checkpoint, untouched):
     with pytest.raises(UserError) as error:
-        run_export(checkpoint, tmp_path / output, *flags)
+        run_export(checkpoint, untouched / output, *flags)
     assert message in str(error.value)
-    assert listing(tmp_path) == before
 
 
-def test_force_replaces_a_file_but_not_the_input(checkpoint, tmp_path):
-    path = tmp_path / "x.safetensors"
-    path.write_text("old")
-    run_export(checkpoint, path, "--force")
-    assert weights.load(path).model == "resnet50_layer4"
-    with pytest.raises(UserError, match="is the input itself"):
-        run_export(path, path, "--force")
-    assert list(listing(tmp_path)) == ["x.safetensors"]
-
-
-@pytest.mark.parametrize("suffix", [".stablehlo", ".safetensors"])
-@pytest.mark.parametrize("exists", [False, True])
-def test_a_full_disk_leaves_what_was_there(suffix, exists, checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["there.stablehlo", "there.safetensors"])
+def test_a_full_disk_is_reported_in_a_line(name, checkpoint, untouched, monkeypatch, capsys):
     monkeypatch.setattr(export, "to_stablehlo", lambda weights: bytearray(2**20))
-    path = tmp_path / f"x{suffix}"
-    if exists:
-        path.write_text("old")
-    before = listing(tmp_path)
+    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(logging.getLogger("jaxcifar"), "propagate", True)  # restored after a test
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
     try:
-        with pytest.raises((UserError, OSError)):
-            run_export(checkpoint, path, "--force")
+        with pytest.raises(SystemExit) as end:
+            cli.main(["export", "--checkpoint", str(checkpoint), str(untouched / name), "--force"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert listing(tmp_path) == before
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("jaxcifar export: error: ")
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, UserError("no")])
-def test_nothing_is_replaced_before_the_end(stop, tmp_path):
-    path = tmp_path / "x.ckpt"
-    path.write_text("old")
-    before = listing(tmp_path)
-    refused = pytest.raises((KeyboardInterrupt, UserError))
-    with refused, atomic.replacing(path) as new:
-        assert new.suffix == ".ckpt"
-        new.write_text("half")
-        raise stop
-    assert listing(tmp_path) == before
-    with atomic.replacing(path) as new:
-        new.write_text("whole")
-    assert path.read_text() == "whole"
-    assert list(listing(tmp_path)) == ["x.ckpt"]
+def test_an_interrupted_export_writes_nothing(checkpoint, untouched, monkeypatch):
+    def write_half(path, *args):
+        path.write_text("half")
+        raise KeyboardInterrupt
 
-
-def test_a_folder_that_cannot_be_written_to():
-    refused = pytest.raises(UserError, match="/dev/null cannot be written to")
-    with refused, atomic.replacing(Path("/dev/null/x.ckpt")):
-        pytest.fail("there is no such folder")
+    monkeypatch.setattr(weights, "write", write_half)
+    with pytest.raises(KeyboardInterrupt):
+        run_export(checkpoint, untouched / "there.ckpt", "--force")

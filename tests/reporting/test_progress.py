@@ -27,10 +27,12 @@ def train(monkeypatch):
     return train
 
 
-def test_a_log_gets_lines(train, capsys):
+def test_a_log_gets_lines_and_other_processes_are_silent(train, capsys):
     train()
     pace = "  500/1000 images, 100.00 images/s, 00:05 left\n"
     assert capsys.readouterr() == ("Loss: 1.0\n", pace)
+    train(silent=True)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_terminal_gets_a_bar(train, capsys, monkeypatch):
@@ -41,8 +43,3 @@ def test_a_terminal_gets_a_bar(train, capsys, monkeypatch):
     shown = sys.stderr.getvalue()
     assert shown.index("compiling  20% |") < shown.index("epoch 1/1  30% |")
     assert "|" in shown[shown.rindex("\r") : shown.rindex("500/1000 images, 100.00 images/s")]
-
-
-def test_the_other_processes_are_silent(train, capsys):
-    train(silent=True)
-    assert capsys.readouterr() == ("", "")

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcifar import UserError, cli, data, report
-from jaxcifar.config.train import TrainConfig
+from jaxcifar import TrainConfig, UserError, cli, data, report, train_and_evaluate
 from jaxcifar.files.run import RunDirectory
-from jaxcifar.reporting import figures, page
-from jaxcifar.train import train_and_evaluate
+from jaxcifar.reporting import page
 from tests.conftest import run_config, use_few_digits
 
 FIGURES = ("curves", "confusion", "mistakes")
@@ -73,16 +71,14 @@ def test_evaluate_agrees_with_the_report(run, few_digits, capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["accuracy"] == run.test_accuracy
     assert document["loss"] == pytest.approx(run.records[-1]["loss"], rel=1e-6)
-    assert np.trace(document["confusion"]) / 20 == run.test_accuracy
     outputs, test = page.load_outputs(RunDirectory(run.workdir)), data.load("digits").test
-    wrong = np.flatnonzero(outputs.logits.argmax(axis=1) != outputs.labels)
-    assert sorted(outputs.mistaken) == list(wrong)
+    assert set(outputs.mistaken) == set(np.flatnonzero(outputs.logits.argmax(1) != outputs.labels))
     np.testing.assert_array_equal(outputs.images, test.images[outputs.mistaken])
     cli.call("evaluate", argv)
-    out = capsys.readouterr().out
-    assert f"Accuracy of the model on the test images: {100 * run.test_accuracy:.2f} %" in out
-    assert re.search(r"95 % interval \d+\.\d\d to \d+\.\d\d %", out)
-    assert len(out.splitlines()) == 6 + 10
+    first, second, third, *_ = capsys.readouterr().out.splitlines()
+    assert first == "resnet50_layer4 on 20 test images of digits"
+    assert second.endswith(f" on the test images: {100 * run.test_accuracy:.2f} %")
+    assert re.search(r"95 % interval \d+\.\d\d to \d+\.\d\d %", third)
 
 
 def test_a_report_is_made_again_without_the_data(copy, monkeypatch, capsys):
@@ -118,7 +114,6 @@ def test_several_runs_are_compared_in_one_page(run, tmp_path):
     other = shutil.copytree(run.workdir, tmp_path / "run")  # of the same name
     path = report.make_report([run.workdir, other], tmp_path / "both")
     shown = texts(path)
-    assert "2 runs" in shown
     assert shown.count(f"{100 * run.test_accuracy:.2f} %") == 4
     assert [address for address in addresses(path) if address[0] == "#"] == ["#run-1", "#run-2"]
     assert len({text for text in shown if re.fullmatch(r"[^,/]+/run", text)}) == 2
@@ -128,31 +123,20 @@ def test_several_runs_are_compared_in_one_page(run, tmp_path):
         report.make_report([other, other])
 
 
-def test_names_cannot_inject(run, tmp_path):
+@pytest.mark.parametrize("shift", [0, 1])  # no mistake, or only mistakes
+def test_many_classes_may_have_any_names(shift, run, tmp_path):
     copy = RunDirectory(shutil.copytree(run.workdir, tmp_path / "<script>alert(1)<"))
-    change(
-        copy.report_dir / page.OUTPUTS_FILE, class_names=["<script>$x", r"$\frac{", *"数字345678"]
-    )
+    names = ["<script>$x", r"$\frac{", "数字", *(f"{i} " + 200 * "long " for i in range(97))]
+    examples = data.Examples(np.zeros((100, 32, 32, 3), np.uint8), np.arange(100, dtype=np.int32))
+    logits = np.roll(np.eye(100, dtype=np.float32), shift, axis=1)
+    page.save_outputs(copy, copy.last_step(), names, logits, examples)
     text = report.make_report([copy.path]).read_text()
     assert "<script>" not in text
     assert "&lt;script&gt;$x" in text
 
 
-def test_figures_have_room_for_many_classes_with_long_names(tmp_path):
-    names = [f"{i} " + 200 * "long " for i in range(100)]
-    images, logits = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 100))
-    for figure in (
-        figures.confusion(np.eye(100, dtype=int), names),
-        figures.mistakes(images, [99], logits, names),
-        figures.mistakes(images[:0], [], logits[:0], names),
-    ):
-        assert figures.save(figure, tmp_path / "figure.png").startswith("data:image/png;base64,")
-
-
-def test_directories_without_a_run_or_a_checkpoint_are_refused(tmp_path):
-    with pytest.raises(UserError, match="is not a saved training configuration"):
-        report.make_report([tmp_path])
-    (tmp_path / "config.json").write_text(json.dumps(TrainConfig().to_dict()))
+def test_a_run_without_a_checkpoint_is_refused(tmp_path):
+    RunDirectory(tmp_path).write_config(TrainConfig(), {})
     with pytest.raises(UserError, match="has no checkpoint; train first"):
         report.make_report([tmp_path])
 
