@@ -40,7 +40,7 @@ def result(workdir):
 
 @pytest.mark.parametrize(
     "kills",
-    [pytest.param(3, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.torture)],
+    [pytest.param(2, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.torture)],
 )
 def test_killed_runs_end_as_an_undisturbed_one(kills, tmp_path):
     finish(start(tmp_path / "compiled"))
