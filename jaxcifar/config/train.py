@@ -127,8 +127,8 @@ class TrainConfig(Options):
         " takes this and the next two from Slurm, Kubernetes, Open MPI or the TPU",
         metavar="HOST:PORT",
     )
-    num_processes: int | None = option(None, "their number", POSITIVE)
-    process_id: int | None = option(None, "the index of this one, from 0")
+    num_processes: int | None = option(None, "how many processes train together", POSITIVE)
+    process_id: int | None = option(None, "the index of this process, from 0")
     report: bool = option(True, "do not write a report to WORKDIR/report")
     log_every: int = option(100, "steps between two reported losses", POSITIVE)
     checkpoint_every: int = option(
