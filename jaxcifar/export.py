@@ -15,6 +15,7 @@ from jaxcifar.core import inference
 from jaxcifar.core.models import INPUT_SHAPE
 from jaxcifar.errors import UserError
 from jaxcifar.files import atomic, weights
+from jaxcifar.runtime import process
 
 USAGE = {
     "torch": "model.load_state_dict(torch.load({}))",
@@ -37,8 +38,7 @@ def to_stablehlo(source: weights.Weights) -> bytearray:
 
 def main(config: ExportConfig) -> None:
     """Run the command; bad input writes nothing."""
-    if not jax.config.jax_platforms:  # type: ignore[attr-defined]
-        jax.config.update("jax_platforms", "cpu")  # so that the program is the same everywhere
+    process.prefer_cpu()  # so that the program is the same everywhere
     target = Path(config.output)
     atomic.check_output(target, source=Path(config.checkpoint), force=config.force)
     kind = "stablehlo" if target.suffix == ".stablehlo" else weights.format_of(target)

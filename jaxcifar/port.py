@@ -8,7 +8,6 @@ if __name__ == "__main__":  # python -m jaxcifar.port
 import importlib.util
 import json
 import logging
-import os
 from contextlib import nullcontext
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -25,7 +24,7 @@ from jaxcifar.errors import UserError
 from jaxcifar.files import atomic, torch_names, weights
 from jaxcifar.files.digest import digest, sha256
 from jaxcifar.porting import compare
-from jaxcifar.runtime import environment
+from jaxcifar.runtime import environment, process
 
 RANDOM_IMAGES = 16
 
@@ -34,8 +33,7 @@ log = logging.getLogger(__name__)
 
 def main(config: PortConfig) -> None:
     """Port, verify and write; a ``UserError`` leaves nothing behind."""
-    # On a CPU by default: the tolerances are those of full float32.
-    jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
+    process.prefer_cpu()  # the tolerances are those of full float32
     source, target = Path(config.input), Path(config.output)
     force = config.force or config.dry_run
     atomic.check_output(target, source=source, force=force, checkpoint=True)
@@ -47,7 +45,9 @@ def main(config: PortConfig) -> None:
     reader, handler = logging.getLogger("jaxcifar.files"), BufferingHandler(capacity=1000)
     reader.addHandler(handler)
     try:
-        loaded = weights.load(source, model=config.model, ema=config.ema, optimizer=True)
+        loaded = weights.load(
+            source, model=config.model, ema=config.ema, optimizer=True, digests=True
+        )
     finally:
         reader.removeHandler(handler)
     tensors = torch_names.torch_view(loaded.variables)

@@ -43,6 +43,5 @@ def replacing(target: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step, so that a killed process cannot leave half of it."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8")

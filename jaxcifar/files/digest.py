@@ -16,7 +16,7 @@ def digest(tree: Any) -> str:
     for name, leaf in sorted(leaves, key=itemgetter(0)):  # so that a dataclass is as its dict
         array = np.asarray(leaf)
         total.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        total.update(array.tobytes())
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 

@@ -57,9 +57,13 @@ class PortError(UserError):
         super().__init__(f"{what}: {'; '.join(parts)}")
 
 
-@cache
 def leaves(model: nn.Module) -> Leaves:
     """Return the model's leaves by their torch keys, in the order of torch's state dict."""
+    return _leaves(model, jnp.result_type(float))
+
+
+@cache
+def _leaves(model: nn.Module, widest: np.dtype) -> Leaves:  # float64 only under x64
     modules: dict[tuple[str, ...], dict[str, Leaf]] = {}
     for path, leaf in flatten_dict(abstract_variables(model)).items():
         shape = tuple(leaf.shape[axis] for axis in TORCH_AXES[leaf.ndim])

@@ -60,12 +60,18 @@ class Weights(NamedTuple):
 
 
 def load(
-    path: str | Path, *, model: str | None = None, ema: bool = False, optimizer: bool = False
+    path: str | Path,
+    *,
+    model: str | None = None,
+    ema: bool = False,
+    optimizer: bool = False,
+    digests: bool = False,
 ) -> Weights:
     """Read the weights of a run (its last checkpoint), a checkpoint or a file.
 
-    ``model`` is the expected one, ``ema`` takes the exponential moving average in a torch file, and
-    ``optimizer`` reads Adam's state, too. Raises ``UserError`` or ``OSError`` without good weights.
+    ``model`` is the expected one, ``ema`` takes the exponential moving average in a torch file,
+    ``optimizer`` reads Adam's state, too, and ``digests`` computes those of the source. Raises
+    ``UserError`` or ``OSError`` without good weights.
     """
     path = Path(path)
     is_folder = path.is_dir()
@@ -91,7 +97,7 @@ def load(
         *(name, num_classes, variables, adam, rate, info.get("torch_dtypes", {})),
         dataset=info.get("dataset"),
         class_names=_class_names(info.get("class_names"), num_classes),
-        source_digests={key: (array.dtype, digest(array)) for key, array in arrays.items()},
+        source_digests={k: (a.dtype, digest(a)) for k, a in arrays.items()} if digests else {},
     )
 
 

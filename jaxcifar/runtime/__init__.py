@@ -1,1 +1,1 @@
-"""The process: memory, signals, devices, compiled programs."""
+"""The process, its devices and signals, and the training loop above them."""

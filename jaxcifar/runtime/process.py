@@ -27,6 +27,12 @@ def start(*, use_compile_cache: bool) -> None:
         keep_programs()
 
 
+def prefer_cpu() -> None:
+    """Compute on the CPU unless the user has chosen a platform; call it before JAX computes."""
+    if not jax.config.jax_platforms:  # type: ignore[attr-defined]
+        jax.config.update("jax_platforms", "cpu")
+
+
 def computes_on_cpu() -> bool:
     """Whether JAX's devices are CPUs."""
     return jax.default_backend() == "cpu"
