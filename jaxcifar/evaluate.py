@@ -50,8 +50,7 @@ def evaluate(
     loaded = weights.load(checkpoint, ema=ema)
     name = dataset or loaded.dataset or "cifar10"
     _, test, class_names = data.load(name, data_dir)
-    loaded.check_classes(checkpoint, name, len(class_names))
-    loaded.warn_of_names(checkpoint, name, class_names)
+    loaded.check_classes(checkpoint, name, class_names)
     mesh = sharding.make_mesh()
     state = sharding.put(loaded.state(), sharding.replicated(mesh))
     logits = test_logits(state, test.images, batch_size=batch_size, mesh=mesh, silent=not progress)

@@ -78,6 +78,8 @@ def _read_prepared(folder: Path) -> Dataset:
             raw = tfds.decode.DeserializeMethod.RAW_BYTES
             records = builder.as_data_source(split=split, deserialize_method=raw)
             splits.append(_decode(records.__getitems__(range(len(records)))))
+            if not set(splits[-1].labels) <= set(range(len(class_names))):
+                raise ValueError("a label has no class")
     except Exception as error:  # whatever array_record, protobuf or Pillow raise on bad bytes
         raise UserError(
             f"{path} is damaged or missing ({error}): delete {folder} to load the data again"

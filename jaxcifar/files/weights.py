@@ -40,13 +40,10 @@ class Weights(NamedTuple):
     class_names: tuple[str, ...] | None = None  # in the order of the logits
     source_digests: Mapping[str, tuple[np.dtype, str]] = MappingProxyType({})  # by torch key
 
-    def check_classes(self, source: str, dataset: str, count: int) -> None:
-        """Raise ``UserError`` if a data set has another number of classes."""
-        if self.num_classes != count:
-            raise UserError(f"{source} has {self.num_classes} classes, {dataset} has {count}")
-
-    def warn_of_names(self, source: str, dataset: str, names: Sequence[str]) -> None:
-        """Log a warning if a data set's classes are known to be other ones."""
+    def check_classes(self, source: str, dataset: str, names: Sequence[str]) -> None:
+        """Raise ``UserError`` if a data set has more or fewer classes; warn if others."""
+        if self.num_classes != len(names):
+            raise UserError(f"{source} has {self.num_classes} classes, {dataset} has {len(names)}")
         if changes := difference(self.class_names or names, names, source, dataset):
             log.warning("the classes of %s are not those of %s: %s", source, dataset, changes)
 

@@ -13,7 +13,7 @@ from jaxcifar.core.state import TrainState, epoch_order
 from jaxcifar.core.steps import Metrics
 from jaxcifar.errors import UserError
 from jaxcifar.files.checkpoints import Checkpoints
-from jaxcifar.files.metrics import MetricWriter
+from jaxcifar.files.run import MetricWriter
 from jaxcifar.reporting.progress import Progress
 from jaxcifar.reporting.scores import loss_and_accuracy
 from jaxcifar.runtime import distributed, process

@@ -52,15 +52,17 @@ def prepare(
 ) -> tuple[Run, state.TrainState, Metrics]:
     """Load the data and build the first state, on all devices."""
     mesh, batch_size = sharding.make_mesh(), config.batch_size
-    _check_divisible(batch_size, mesh.size)
+    if batch_size % mesh.size:
+        advice = f"use a multiple of {mesh.size}"
+        raise UserError(
+            f"--batch-size {batch_size} cannot be split over {mesh.size} devices: {advice}"
+        )
     if config.precision == "bfloat16":
         process.warn_of_slow_bfloat16()
     dataset = data.load(config.dataset, config.data_dir)
     train, val = data.hold_out(dataset.train, config.val_fraction)
-    if batch_size > len(train.labels):
-        raise UserError(
-            f"--batch-size {batch_size} is more than the {len(train.labels)} training images"
-        )
+    if batch_size > (count := len(train.labels)):
+        raise UserError(f"--batch-size {batch_size} is more than the {count} training images")
     model = create_model(
         config.model,
         num_classes=len(dataset.class_names),
@@ -68,7 +70,7 @@ def prepare(
         dtype=config.precision,
     )
     assert config.learning_rate is not None
-    decay_steps = config.decay_epochs * (len(train.labels) // batch_size)
+    decay_steps = config.decay_epochs * (count // batch_size)
     schedule = state.make_schedule(
         config.learning_rate, decay_rate=config.decay_rate, decay_steps=decay_steps
     )
@@ -124,7 +126,7 @@ def _fit_classes(
 ) -> Weights:
     """Return the weights with a head for the data's classes; log if that or a name is new."""
     if initial.num_classes == len(class_names):
-        initial.warn_of_names(str(config.init_from), config.dataset, class_names)
+        initial.check_classes(str(config.init_from), config.dataset, class_names)
         return initial
     log.info(
         "%s has %d classes, %s has %d: reinitialising the head (%s)",
@@ -135,12 +137,3 @@ def _fit_classes(
     return initial._replace(
         variables=variables, adam=adam, num_classes=len(class_names), class_names=class_names
     )
-
-
-def _check_divisible(batch_size: int, devices: int) -> None:
-    below = batch_size // devices * devices
-    if batch_size != below:
-        nearest = f"{below} or {below + devices}" if below else str(devices)
-        raise UserError(
-            f"--batch-size {batch_size} cannot be split over {devices} devices: use {nearest}"
-        )

@@ -121,7 +121,7 @@ def test_a_hostile_pickle_never_runs(official, tmp_path):
 
 @by_name
 def test_the_published_checksums(source):
-    assert set(source.md5) == {*source.batches, source.names_files[0], *source.archives}
+    assert {*source.batches, source.names_files[0], *source.archives} <= set(source.md5)
     assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in source.md5.values())
     *train, test = source.batches.values()
     assert (sum(train), test) == (50_000, 10_000)

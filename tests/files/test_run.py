@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from jaxcifar import TrainConfig, UserError
-from jaxcifar.files import metrics
-from jaxcifar.files.run import RunDirectory
+from jaxcifar.files.run import METRICS_FILE, RunDirectory
 from tests.files.test_checkpoints import save
 
 
@@ -48,7 +47,7 @@ def test_a_directory_is_named_after_the_data_and_the_model(dataset, name):
 
 
 def test_records_beyond_the_checkpoint_are_dropped(tmp_path):
-    path = tmp_path / metrics.METRICS_FILE
+    path = tmp_path / METRICS_FILE
     path.write_text('{"step": 1, "split": "train"}\n{"step": 9, "split": "train"}\n{"step": 1')
     writer = RunDirectory(tmp_path).open_metrics(5)
     writer.write(6, "val", loss=1.0, missing=None)
