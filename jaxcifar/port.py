@@ -9,7 +9,6 @@ import importlib.util
 import json
 import logging
 from contextlib import nullcontext
-from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,7 @@ def main(config: PortConfig) -> None:
         if Path(config.report).resolve() == target.resolve():
             raise UserError(f"{target} cannot be the output and the report: choose another name")
     target_format = config.to or weights.format_of(target)
-    reader, handler = logging.getLogger("jaxcifar.files"), BufferingHandler(capacity=1000)
-    reader.addHandler(handler)
-    try:
-        loaded = weights.load(
-            source, model=config.model, ema=config.ema, optimizer=True, digests=True
-        )
-    finally:
-        reader.removeHandler(handler)
+    loaded = weights.load(source, model=config.model, ema=config.ema, optimizer=True, digests=True)
     tensors = torch_names.torch_view(loaded.variables)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(loaded.variables["params"]))
     counts = f"{len(tensors)} tensors, {parameters:,} parameters"
@@ -69,7 +61,6 @@ def main(config: PortConfig) -> None:
         "tensors": len(tensors),
         "parameters": parameters,
         "adam_steps": None if loaded.adam is None else int(loaded.adam.count),
-        "notes": [record.getMessage() for record in handler.buffer],
         "nonfinite": nonfinite,
         "normalization": {"mean": MEAN, "std": STD},
         "versions": environment.versions((*environment.PACKAGES, "torch", "safetensors")),

@@ -10,7 +10,7 @@ import logging
 import shlex
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,8 +29,7 @@ from jaxcifar.runtime import distributed, environment, loop, process, setup
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class History:
+class History(NamedTuple):
     """What a run leaves."""
 
     workdir: Path
@@ -68,10 +67,8 @@ def train_and_evaluate(config: TrainConfig) -> History:
             state, totals = checkpoints.restore(state, totals)
         start = int(state.step)
         if start > run.total_steps:
-            raise UserError(
-                f"{directory.path} stands at step {start}, beyond the {run.total_steps} steps of"
-                f" --epochs {config.epochs}: ask for more epochs"
-            )
+            limit = f"beyond the {run.total_steps} steps of --epochs {config.epochs}"
+            raise UserError(f"{directory.path} stands at step {start}, {limit}: ask for more")
         if not silent:
             directory.write_config(config, environment.describe())
         metrics = stack.enter_context(closing(directory.open_metrics(start, silent=silent)))

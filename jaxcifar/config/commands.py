@@ -4,11 +4,10 @@ import dataclasses
 from typing import Literal
 
 from jaxcifar.config.options import POSITIVE, REQUIRED, Options, option
-from jaxcifar.config.train import DATASET, DATASETS, ModelName
+from jaxcifar.config.train import COMPILE_CACHE, DATASET, DATASETS, ModelName
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # of exported programs
 VERIFY_IMAGES = 48  # CIFAR-10 images that the port compares on
-COMPILE_CACHE = "do not keep compiled programs in the user's cache directory"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,11 +76,9 @@ class ReportConfig(Options):
         REQUIRED, "run directories; several are compared in one page", positional=True
     )
     output: str | None = option(
-        None, "the report's directory (default: WORKDIR/report; for several runs: report)"
+        None, "where to (default: WORKDIR/report; for several runs: report)"
     )
-    data_dir: str | None = option(
-        None, "where the data is, in case a run has to be evaluated again"
-    )
+    data_dir: str | None = option(None, "where the data is, if a run must be evaluated again")
     compile_cache: bool = option(True, COMPILE_CACHE)
 
 
@@ -107,14 +104,12 @@ class PortConfig(Options):
     verify: bool = option(True, "do not compare every layer's output with torch's")
     against: str | None = option(
         None,
-        "compare with your own torch class or function instead of the built-in one; NAME() has to"
-        " return the module",
+        "compare with your own torch class or function; NAME() has to return the module",
         metavar="FILE.py:NAME",
     )
     data_dir: str | None = option(
         None,
-        f"compare on the first {VERIFY_IMAGES} CIFAR-10 test images, too; where the data is or"
-        " will be downloaded to",
+        f"compare on {VERIFY_IMAGES} CIFAR-10 test images, too; they are or will be loaded here",
     )
     report: str | None = option(None, "write what was done and measured to this JSON file")
     dry_run: bool = option(False, "check and compare, but write nothing except the report")

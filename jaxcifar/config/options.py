@@ -23,16 +23,10 @@ class Range(NamedTuple):
 POSITIVE = Range("at least 1", lambda value: value >= 1)
 
 
-def option(
-    default: Any,
-    help: str,
-    range: Range | None = None,
-    *,
-    positional: bool = False,
-    metavar: str = "PATH",
-) -> Any:
+def option(default: Any, help: str, range: Range | None = None, **display: Any) -> Any:
     """Return a dataclass field with its help; a value of None is not checked."""
-    return dataclasses.field(default=default, metadata=locals())
+    display = {"positional": False, "metavar": "PATH", **display}
+    return dataclasses.field(default=default, metadata={"help": help, "range": range, **display})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

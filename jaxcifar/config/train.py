@@ -19,6 +19,7 @@ FOLDER_PREFIX = "folder:"
 DATASETS = ", ".join((*AUTO_AUGMENTATION, f"{FOLDER_PREFIX}PATH"))
 SHARE = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
 CONFIG_FILE = "config.json"  # in a run's directory
+COMPILE_CACHE = "do not keep compiled programs in the user's cache directory"
 
 
 def is_dataset(name: str) -> bool:
@@ -65,19 +66,15 @@ class TrainConfig(Options):
     )
     init_from: str | None = option(
         None,
-        "start from these weights: a torch .ckpt/.pt/.pth, a .safetensors file, a ported"
-        " checkpoint or a run directory. Adam's moments are used if the source has them; the last"
-        " layer is reinitialised if the number of classes differs",
+        "start from these weights and Adam moments: a torch .ckpt/.pt/.pth, a .safetensors file, a"
+        " ported checkpoint or a run directory; for other classes the last layer is drawn anew",
     )
     ema: bool = option(False, "use the exponential moving average in the torch file of --init-from")
     epochs: int = option(1, "passes over the training images", POSITIVE)
-    batch_size: int = option(
-        100, "images per step; the last partial batch of each epoch is dropped", POSITIVE
-    )
+    batch_size: int = option(100, "images per step; the last partial batch is dropped", POSITIVE)
     learning_rate: float | None = option(
         None,
-        "Adam's initial learning rate (default: 0.001, or the last one of the torch optimizer in"
-        " --init-from)",
+        "Adam's initial learning rate (default: 0.001, or that of the torch Adam in --init-from)",
         Range("a positive number", lambda value: 0 < value < math.inf),
     )
     decay_rate: float = option(
@@ -86,10 +83,7 @@ class TrainConfig(Options):
         Range("above 0 and at most 1", lambda value: 0 < value <= 1),
     )
     decay_epochs: int = option(
-        20,
-        "epochs between two decays (the original's code decays every 20th epoch, its report says"
-        " every epoch: --decay-epochs 1)",
-        POSITIVE,
+        20, "epochs between two decays (20 in the original's code, 1 in its report)", POSITIVE
     )
     dropout_rate: float = option(0.5, "dropout before VGG's linear layers", SHARE)
     augment: Literal["auto", "crop-flip", "crop", "none"] = option(
@@ -99,27 +93,24 @@ class TrainConfig(Options):
     )
     val_fraction: float = option(
         0.0,
-        "share of the training images held out for validation, the same for every seed; the"
-        " checkpoint with the best validation accuracy is kept, too",
+        "share of the training images held out for validation, the same ones for every seed; the"
+        " best checkpoint by validation is kept, too",
         SHARE,
     )
     precision: Literal["float32", "bfloat16"] = option(
         "float32",
-        "compute dtype; parameters stay float32. On a CPU, bfloat16 makes the ResNet faster but"
-        " not VGG16, and only with bfloat16 instructions (avx512_bf16, amx_bf16)",
+        "compute dtype; parameters stay float32. On a CPU, bfloat16 makes only the ResNet faster,"
+        " and only with bfloat16 instructions (avx512_bf16, amx_bf16)",
     )
     seed: int = option(
         0,
         "seeds the weights, the order of the images, crops, flips and dropout",
         Range("between 0 and 4294967295", lambda value: 0 <= value < 2**32),
     )
-    compile_cache: bool = option(
-        True, "do not keep compiled programs in the user's cache directory"
-    )
+    compile_cache: bool = option(True, COMPILE_CACHE)
     on_nonfinite: Literal["stop", "skip"] = option(
         "stop",
-        "when a loss is not finite: stop, or skip (and count) the updates whose loss or gradients"
-        " are not finite",
+        "if a loss is not finite: stop, or skip and count each update that is not finite",
     )
     coordinator: str | None = option(
         None,
@@ -189,7 +180,5 @@ class TrainConfig(Options):
             folders = str(new).startswith(FOLDER_PREFIX) and str(old).startswith(FOLDER_PREFIX)
             moved = name == "dataset" and folders  # its images are compared instead
             if new not in (old, None) and name not in MAY_CHANGE and not moved:
-                raise UserError(
-                    f"{flag(name)} {new} is not what {path} was started with ({old}): leave it"
-                    " out, or start a run in another --workdir"
-                )
+                problem = f"{flag(name)} {new} is not what {path} was started with ({old})"
+                raise UserError(f"{problem}: leave it out, or start a run in another --workdir")

@@ -21,10 +21,8 @@ with epy.lazy_imports():
     from tensorflow_datasets import proto
 
 PROBE_SECONDS = 8.0  # without a network TFDS would retry for minutes
-CLASS_NAMES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
+_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+CLASS_NAMES = tuple(_CLASSES.split())
 
 
 def load(source: archives.Source, data_dir: Path) -> Dataset:
@@ -52,11 +50,10 @@ def download(name: str, data_dir: Path) -> Path:
     except Exception as error:  # of requests, the disk, or TFDS (a checksum, an HTTP status)
         if getattr(error, "filename", None):  # the disk's
             raise
-        raise UserError(
-            f"could not download {url}: {error}. Put {info.filename} (or"
-            f" {info.filename.replace('binary', 'python')}) into {data_dir}, or pass the folder"
-            " that holds it with --data-dir, or train offline with --dataset digits"
-        ) from error
+        names = f"{info.filename} (or {info.filename.replace('binary', 'python')})"
+        advice = f"Put {names} into {data_dir}, or pass the folder that holds it with --data-dir"
+        advice += ", or train offline with --dataset digits"
+        raise UserError(f"could not download {url}: {error}. {advice}") from error
 
 
 def _probe(url: str) -> None:
@@ -81,9 +78,8 @@ def _read_prepared(folder: Path) -> Dataset:
             if not set(splits[-1].labels) <= set(range(len(class_names))):
                 raise ValueError("a label has no class")
     except Exception as error:  # whatever array_record, protobuf or Pillow raise on bad bytes
-        raise UserError(
-            f"{path} is damaged or missing ({error}): delete {folder} to load the data again"
-        ) from error
+        advice = f"delete {folder} to load the data again"
+        raise UserError(f"{path} is damaged or missing ({error}): {advice}") from error
     return Dataset(splits[0], splits[1], class_names)
 
 

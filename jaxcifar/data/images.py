@@ -14,9 +14,8 @@ from jaxcifar.errors import UserError
 SIZE = (32, 32)
 quiet = partial(warnings.catch_warnings, action="ignore")  # of the process: enter outside threads
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none that starts a program
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
-)
+_SUFFIXES = ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .ppm .pgm .pbm"
+SUFFIXES = tuple(_SUFFIXES.split())
 
 
 def is_image_name(name: str) -> bool:

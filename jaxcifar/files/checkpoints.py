@@ -3,9 +3,9 @@
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ VAL_ACCURACY = "val_accuracy"
 DIGEST = "sha256_of_values"  # in a checkpoint's metadata
 
 
-class Checkpoints:
+class Checkpoints(AbstractContextManager["Checkpoints"]):
     """The last ``keep`` checkpoints, and the best by validation; on exit all are on disk."""
 
     def __init__(self, directory: Path, *, keep: int) -> None:
@@ -41,9 +41,6 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             cleanup_tmp_directories=True,
         )
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
@@ -106,17 +103,12 @@ class Checkpoints:
             totals = tree.pop("totals")
             return state.replace(**tree), totals
         reasons = "; ".join(f"{step}: {reason}" for step, reason in corrupt)
-        raise UserError(
-            f"no checkpoint in {self.directory} can be read ({reasons}): restore one from a"
-            " backup, or start in another --workdir"
-        )
+        problem = f"no checkpoint in {self.directory} can be read ({reasons})"
+        raise UserError(f"{problem}: restore one from a backup, or start in another --workdir")
 
     def _load(self, step: int, like: Any) -> Any:
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
-        )
         expected = (self._checkpointer.metadata(step).custom_metadata or {}).get(DIGEST)
-        tree = self._checkpointer.load(step, abstract)
+        tree = self._checkpointer.load(step, like)
         if digest(tree) != expected:
             raise UserError("its values are not those that were saved")
         return tree
@@ -137,11 +129,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # of Orbax, tensorstore or the system, from another thread
-            raise UserError(
-                f"a checkpoint could not be written to {self.directory}"
-                f" ({one_line(str(error))[:120]}): earlier checkpoints are intact; free some"
-                " space, then rerun with --resume"
-            ) from error
+            problem = f"a checkpoint could not be written to {self.directory} ({error!s:.120})"
+            advice = "earlier checkpoints are intact; free some space, then rerun with --resume"
+            raise UserError(f"{problem}: {advice}") from error
 
 
 def last_step(directory: Path) -> int | None:

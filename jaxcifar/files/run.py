@@ -5,8 +5,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -84,10 +83,8 @@ class RunDirectory:
         if config.resume and run.last_step() is None:
             raise UserError(f"there is no checkpoint in {run.path}: start without --resume")
         if not config.resume and run.last_step() is not None:
-            raise UserError(
-                f"{run.path} holds a run already: continue it with --resume, or choose another"
-                " --workdir"
-            )
+            advice = "continue it with --resume, or choose another --workdir"
+            raise UserError(f"{run.path} holds a run already: {advice}")
         return run
 
     @property
@@ -129,32 +126,22 @@ class RunDirectory:
 
     def read_environment(self) -> dict[str, Any]:
         """Return what the run ran on; empty if that is unknown."""
-        try:
-            values = json.loads((self.path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return values if isinstance(values, dict) else {}
+        with suppress(OSError, TypeError, ValueError):
+            return {**json.loads((self.path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))}
+        return {}
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[object]:
         """Create the directory and keep other runs out; the lock of a dead process is free."""
         lock = filelock.FileLock(self.path / "lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            return lock.acquire()  # on exit it is released
         except filelock.Timeout:
-            raise UserError(
-                f"another run writes to {self.path}: wait until it ends, or choose another"
-                " --workdir"
-            ) from None
+            advice = "wait until it ends, or choose another --workdir"
+            raise UserError(f"another run writes to {self.path}: {advice}") from None
         except OSError as error:
-            raise UserError(
-                f"{self.path} cannot be written to ({error.strerror}): choose another --workdir"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+            problem = f"{self.path} cannot be written to ({error.strerror})"
+            raise UserError(f"{problem}: choose another --workdir") from error
 
 
 def _name(dataset: str) -> str:

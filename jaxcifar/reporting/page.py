@@ -80,17 +80,18 @@ def write_report(
         scores = score(logits, labels, classes)
         confusion = figures.confusion(scores.confusion, classes)
         mistakes = figures.mistakes(images, labels[wrong], logits[wrong], classes)
-        section = {
-            "name": name,
-            "step": step,
-            "scores": scores,
-            "confusion": figures.save(confusion, output / f"confusion{suffix}"),
-            "mistakes": figures.save(mistakes, output / f"mistakes{suffix}"),
-            "command": command_line(replace(config, workdir=None, resume=False)),
-            "config": config.to_dict(),
-            "environment": environment.pop("versions", {}) | environment,
-        }
-        sections.append(section)
+        sections.append(
+            {
+                "name": name,
+                "step": step,
+                "scores": scores,
+                "confusion": figures.save(confusion, output / f"confusion{suffix}"),
+                "mistakes": figures.save(mistakes, output / f"mistakes{suffix}"),
+                "command": command_line(replace(config, workdir=None, resume=False)),
+                "config": config.to_dict(),
+                "environment": environment.pop("versions", {}) | environment,
+            }
+        )
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     template = jinja2.Template(source, autoescape=True, undefined=jinja2.StrictUndefined)
     atomic.write_text(output / "index.html", template.render(runs=sections, curves=curves))

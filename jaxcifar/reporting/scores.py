@@ -41,10 +41,8 @@ class Scores:
 def check_finite(outputs: np.ndarray) -> None:
     """Raise ``UserError`` if an output, ``(N, C)``, is not finite."""
     if nonfinite := np.sum(~np.isfinite(outputs).all(axis=1)):
-        raise UserError(
-            f"the network's outputs are not finite for {nonfinite} of {len(outputs)} images: its"
-            " training diverged; use an earlier checkpoint"
-        )
+        problem = f"the network's outputs are not finite for {nonfinite} of {len(outputs)} images"
+        raise UserError(f"{problem}: its training diverged; use an earlier checkpoint")
 
 
 def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import jax
@@ -33,10 +34,8 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
             shutdown_timeout_seconds=WAIT_SECONDS // 3,
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"could not connect to the other processes ({error}): start all of them within"
-            f" {WAIT_SECONDS} seconds, with the same --coordinator"
-        ) from error
+        advice = f"start all of them within {WAIT_SECONDS} seconds, with the same --coordinator"
+        raise UserError(f"cannot connect to the other processes ({error}): {advice}") from error
     if not is_first_process():  # one process prints for all
         logging.getLogger("jaxcifar").setLevel(logging.ERROR)
 
@@ -55,23 +54,16 @@ def agreed(flag: bool) -> bool:
 
 def leave(error: Exception) -> NoReturn:
     """End this process at once, because another one of the run is gone."""
-    print(
-        f"jaxcifar: error: another process of the run has ended ({one_line(str(error))[:200]}):"
-        " start all of them again with --resume",
-        file=sys.stderr,
-        flush=True,
-    )
+    problem = f"another process of the run has ended ({one_line(str(error))[:200]})"
+    advice = "start all of them again with --resume"
+    print(f"jaxcifar: error: {problem}: {advice}", file=sys.stderr, flush=True)
     os._exit(2)
 
 
 def _keep_stdout_to_python() -> None:
     """Silence Gloo, which reports each connection on stdout, where only results belong."""
-    try:
-        if sys.stdout.fileno() != 1:
-            return
-    except (OSError, ValueError):  # a notebook's
-        return
-    sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
+    with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:  # a notebook has no file
+        if sys.stdout.fileno() == 1:
+            sys.stdout.flush()
+            sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+            os.dup2(nowhere.fileno(), 1)

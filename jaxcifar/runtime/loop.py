@@ -33,17 +33,15 @@ class Outputs(NamedTuple):
 def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> TrainState:
     """Train from where the state stands; ``totals`` are the sums since its epoch began."""
     config, on_cpu = run.config, process.computes_on_cpu()
+    sizes = {"examples": len(run.train.labels), "batch_size": config.batch_size}
+    options = {"augment": config.augmentation, "skip_nonfinite": config.on_nonfinite == "skip"}
     order, unreported = None, None
     step = start = int(state.step)
     with process.signals() as signals:
         while step < run.total_steps:
             epoch, done = divmod(step, run.steps_per_epoch)
             if order is None or done == 0:
-                order = epoch_order(
-                    *(run.order_key, epoch),
-                    examples=len(run.train.labels),
-                    batch_size=config.batch_size,
-                )
+                order = epoch_order(run.order_key, epoch, **sizes)
                 order = jax.device_put(order, sharding.split(run.mesh, axis=1))
             if done == 0:
                 totals = sharding.put(Metrics.zeros(), sharding.replicated(run.mesh))
@@ -51,10 +49,7 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
             # dispatch is cheap, and XLA's own convolution very slow inside a loop.
             count = 1 if on_cpu else _steps_to_pause(config, step, run.steps_per_epoch)
             state, totals = steps.train_steps_at(
-                *(state, totals, run.train, order, run.step_key),
-                augment=config.augmentation,
-                skip_nonfinite=config.on_nonfinite == "skip",
-                count=count,
+                state, totals, run.train, order, run.step_key, count=count, **options
             )
             if unreported:  # read only now that the device has its next work
                 _report(run, outputs, *unreported)
@@ -126,14 +121,14 @@ def _validate(run: Run, outputs: Outputs, step: int, state: TrainState) -> float
 
 
 def _save(
-    run: Run, outputs: Outputs, state: TrainState, totals: Metrics, val_accuracy: float | None
+    run: Run, outputs: Outputs, state: TrainState, totals: Metrics, val: float | None
 ) -> None:
     """Save a state from which training can continue."""
     step = int(state.step)
     _check_loss(run, outputs, step, totals)
     if not steps.all_finite(state.params):
         _stop(run, outputs, f"a parameter is not finite after step {step}", step)
-    outputs.checkpoints.save(state, totals, run.metadata, val_accuracy=val_accuracy)
+    outputs.checkpoints.save(state, totals, run.metadata, val_accuracy=val)
 
 
 def _check_loss(run: Run, outputs: Outputs, step: int, totals: Metrics) -> None:

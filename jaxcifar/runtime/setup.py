@@ -53,10 +53,8 @@ def prepare(
     """Load the data and build the first state, on all devices."""
     mesh, batch_size = sharding.make_mesh(), config.batch_size
     if batch_size % mesh.size:
-        advice = f"use a multiple of {mesh.size}"
-        raise UserError(
-            f"--batch-size {batch_size} cannot be split over {mesh.size} devices: {advice}"
-        )
+        problem = f"--batch-size {batch_size} cannot be split over {mesh.size} devices"
+        raise UserError(f"{problem}: use a multiple of {mesh.size}")
     if config.precision == "bfloat16":
         process.warn_of_slow_bfloat16()
     dataset = data.load(config.dataset, config.data_dir)
@@ -111,10 +109,8 @@ def check_same_data(run: Run, saved: Mapping[str, Any]) -> None:
     if not change and now["train_digest"] != then["train_digest"]:
         change = "it has as many training images, but other ones"
     if change:
-        raise UserError(
-            f"{run.config.dataset} is not what the run was started with ({change}): restore it, or"
-            " start another run with --init-from this one"
-        )
+        problem = f"{run.config.dataset} is not what the run was started with ({change})"
+        raise UserError(f"{problem}: restore it, or start another run with --init-from this one")
 
 
 def _fit_classes(
@@ -128,12 +124,9 @@ def _fit_classes(
     if initial.num_classes == len(class_names):
         initial.check_classes(str(config.init_from), config.dataset, class_names)
         return initial
-    log.info(
-        "%s has %d classes, %s has %d: reinitialising the head (%s)",
-        *(config.init_from, initial.num_classes, config.dataset, len(class_names)),
-        ".".join(head(model)),
-    )
+    counts = config.init_from, initial.num_classes, config.dataset, len(class_names)
+    last = ".".join(head(model))
+    log.info("%s has %d classes, %s has %d: reinitialising the head (%s)", *counts, last)
     variables, adam = state.replace_head(key, initial.variables, initial.adam, model)
-    return initial._replace(
-        variables=variables, adam=adam, num_classes=len(class_names), class_names=class_names
-    )
+    num_classes = len(class_names)
+    return Weights(initial.model, num_classes, variables, adam, class_names=class_names)
