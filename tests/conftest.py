@@ -1,6 +1,5 @@
 """Settings and fixtures for all tests."""
 
-import functools
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from jaxcifar import TrainConfig, data
 from jaxcifar.core import models
 from jaxcifar.files import weights
 from jaxcifar.runtime import setup
-from tests.tiny import Tiny
+from tests import tiny
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the comparisons with torch are made on a CPU
 jax.config.update("jax_platforms", "cpu")
@@ -76,10 +75,10 @@ def use_few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every data set forty training and twenty test digits."""
     digits = data.load("digits")
     train, test = (
-        data.Examples(images[:count], labels[:count])
-        for (images, labels), count in ((digits.train, 40), (digits.test, 20))
+        jax.tree.map(lambda array, count=count: array[:count], examples)
+        for examples, count in ((digits.train, 40), (digits.test, 20))
     )
-    few = data.Dataset(train, test, digits.class_names)
+    few = digits._replace(train=train, test=test)
     monkeypatch.setattr(data, "load", lambda name, data_dir=None: few)
 
 
@@ -91,12 +90,7 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every network of a run a tiny one, for tests that need no names of weights."""
-
-    @functools.cache
-    def create(name: str, **options: Any) -> Tiny:
-        return Tiny(num_classes=options["num_classes"], dtype=options["dtype"])
-
-    monkeypatch.setattr(setup, "create_model", create)
+    monkeypatch.setattr(setup, "create_model", tiny.create_model)
 
 
 def random_variables(name: str, **options: Any) -> dict[str, Any]:

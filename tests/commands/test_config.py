@@ -1,16 +1,19 @@
 """The options of a run: their values, and how they are saved."""
 
-import dataclasses
 import json
+import re
+import shlex
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcifar import TrainConfig, UserError
-from jaxcifar.config.options import flag, fraction
+from jaxcifar import TrainConfig, UserError, cli
+from jaxcifar.config.options import command_line, fraction
 from jaxcifar.config.train import MODEL_NAMES
 from jaxcifar.core.models import MODELS
+
+TWO = {"coordinator": "h:1", "num_processes": 2, "process_id": 1}
 
 
 def test_the_defaults_are_the_original_programs():
@@ -23,10 +26,7 @@ def test_the_defaults_are_the_original_programs():
 
 @pytest.mark.parametrize(
     ("dataset", "auto"),
-    [
-        *(("cifar10", "crop-flip"), ("cifar100", "crop-flip")),
-        *(("digits", "none"), ("folder:pets", "crop")),
-    ],
+    {"cifar10": "crop-flip", "cifar100": "crop-flip", "digits": "none", "folder:x": "crop"}.items(),
 )
 def test_augmentation_follows_the_data_unless_asked_for(dataset, auto):
     assert TrainConfig(dataset=dataset).augmentation == auto
@@ -35,16 +35,22 @@ def test_augmentation_follows_the_data_unless_asked_for(dataset, auto):
 
 
 @given(
+    dataset=st.sampled_from(("digits", "folder:a b")),
+    workdir=st.none() | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
     epochs=st.integers(1, 10**6),
     learning_rate=st.floats(1e-12, 1e6),
-    workdir=st.none() | st.text(),
+    decay_rate=st.sampled_from((1 / 3, 0.1, 1)),
     val_fraction=st.floats(0, 0.999),
+    report=st.booleans(),
 )
-def test_json_round_trip(tmp_path_factory, **options):
+def test_options_come_back_from_json_and_from_a_command_line(tmp_path_factory, **options):
     config = TrainConfig(**options)
     path = tmp_path_factory.mktemp("json") / "config.json"
     path.write_text(json.dumps(config.to_dict()))
     assert TrainConfig.from_json(path) == config
+    program, name, *argv = shlex.split(command_line(config))
+    assert (program, name) == ("jaxcifar", "train")
+    assert TrainConfig(**cli.parse("train", argv)) == config
 
 
 @pytest.mark.parametrize(
@@ -70,21 +76,13 @@ def test_json_round_trip(tmp_path_factory, **options):
         ({"ema": True}, "--ema selects among the weights of --init-from"),
         ({"num_processes": 2}, "--coordinator HOST:PORT needs --num-processes and --process-id"),
         ({"coordinator": "h:1"}, "--coordinator HOST:PORT needs --num-processes and --process-id"),
-        (
-            {"coordinator": "host", "num_processes": 2, "process_id": 1},
-            "--coordinator must be HOST:PORT or auto",
-        ),
-        (
-            {"coordinator": "h:1", "num_processes": 2, "process_id": 2},
-            "--process-id must be from 0 to --num-processes 2 less one, got 2",
-        ),
+        (TWO | {"coordinator": "host"}, "--coordinator must be HOST:PORT or auto"),
+        (TWO | {"process_id": 2}, "--process-id must be from 0 to --num-processes 2 less one, got"),
     ],
 )
-def test_wrong_values_are_named(changes, message):
-    with pytest.raises(UserError) as error:
+def test_wrong_values_are_named_in_a_line(changes, message):
+    with pytest.raises(UserError, match=rf"\A.*{re.escape(message)}.*\Z"):
         TrainConfig(**changes)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"epochs": 0}', '{"speed": 1}', "\x00"])
@@ -104,8 +102,6 @@ def test_fractions_are_numbers():
 
 
 def test_what_belongs_to_one_process_is_not_saved():
-    saved = TrainConfig().to_dict()
-    of_process = {"coordinator", "num_processes", "process_id"}
-    assert set(saved) | of_process == {field.name for field in dataclasses.fields(TrainConfig)}
-    assert not of_process & set(saved)
-    assert flag("batch_size") == "--batch-size"
+    config, of_process = TrainConfig(), {"coordinator", "num_processes", "process_id"}
+    assert vars(config).keys() - config.to_dict().keys() == of_process
+    assert config.to_dict().keys() < vars(config).keys()

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from jaxcifar import TrainConfig, UserError, cli, train_and_evaluate
 from jaxcifar.files import weights
 from jaxcifar.files.run import RunDirectory
-from tests.conftest import random_variables, run_config
+from tests.conftest import assert_same, run_config
 from tests.data.test_folder import write, write_pets
 
 
@@ -23,10 +26,8 @@ def pets(tmp_path):
 def test_a_run_is_named_after_its_folder(path):
     config = TrainConfig(dataset=f"folder:{path}")
     run = RunDirectory.for_run(config).path
-    assert run.parts[0] == "runs"
-    assert len(run.parts) == 2
-    assert run.name.count("-vgg16-") >= 1
-    assert run.name[0] not in "-._"
+    assert run.parent == Path("runs")
+    assert re.fullmatch(r"[^\W_][\w.]*-vgg16-\d{8}-\d{6}", run.name)
     assert run.name.isprintable()
     assert len(os.fsencode(run.name)) < 255
     assert config.augmentation == "crop"
@@ -53,9 +54,9 @@ def train(pets, tmp_path, tiny_network):
 
 
 def assert_refused(train, changes):
-    with pytest.raises(UserError) as error:
+    message = f"is not what the run was started with ({changes}): "
+    with pytest.raises(UserError, match=re.escape(message)):
         train(epochs=2, resume=True)
-    assert f"is not what the run was started with ({changes}): " in str(error.value)
 
 
 def test_a_moved_folder_is_followed(train, pets):
@@ -93,26 +94,31 @@ def test_checkpoints_that_do_not_tell_are_passed_over(train, pets, tmp_path):
 
 
 @pytest.mark.slow
-def test_trained_from_weights_for_other_classes_and_evaluated(pets, tmp_path, caplog, capsys):
-    source, run, dataset = str(tmp_path / "ten"), tmp_path / "run", f"folder:{pets}"
-    ten = weights.Weights(
-        model="resnet50_layer4", num_classes=10, variables=random_variables("resnet50_layer4")
-    )
-    weights.write(tmp_path / "ten", ten, "orbax", {})
+def test_weights_for_other_classes_get_a_new_head(pets, checkpoint, tmp_path, caplog, capsys):
+    source, run, dataset = str(checkpoint), tmp_path / "run", f"folder:{pets}"
     options = {"dataset": dataset, "batch_size": 3, "init_from": source}
+    options["learning_rate"] = 1e-30  # too small to move anything
     caplog.set_level("INFO", "jaxcifar")
     train_and_evaluate(run_config(run, **options))
     out = capsys.readouterr().out
-    head = f"{source} has 10 classes, {dataset} has 3: reinitialising the head (fc)"
-    assert head in caplog.messages
-    loaded = weights.load(run)
+    line = f"{source} has 10 classes, {dataset} has 3: reinitialising the head (fc)"
+    assert caplog.messages.count(line) == 1
+    loaded, params = weights.load(run), weights.load(source).variables["params"]
     assert (loaded.num_classes, loaded.class_names) == (3, ("Cat", "ant", "bee"))
+    kernel = loaded.variables["params"]["fc"]["kernel"]
+    bound = np.sqrt(6 / (1024 + 3))  # xavier's
+    assert kernel.shape == (1024, 3)
+    assert 0.9 * bound < np.abs(kernel).max() <= bound
+    assert_same(params | {"fc": None}, loaded.variables["params"] | {"fc": None})
+
     caplog.clear()
     cli.call("evaluate", ["--checkpoint", str(run), "--batch-size", "3"])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].endswith(f"on 3 test images of {dataset}")
     assert printed[1] == out.splitlines()[-1]
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    with pytest.raises(UserError, match=f"has 10 classes, {dataset} has 3$"):
+        cli.call("evaluate", ["--checkpoint", source, "--dataset", dataset])
     write(pets / "train" / "ant" / "c.png", (250, 0, 0))
     with pytest.raises(UserError, match="it has 7 training images, and had 6"):
         train_and_evaluate(run_config(run, **options, resume=True, epochs=2))

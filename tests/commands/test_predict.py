@@ -124,9 +124,3 @@ def test_weights_that_are_not_finite_are_refused(call, checkpoint, folder, monke
     with pytest.raises(UserError, match="not finite"):
         call("--json", folder)
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("flag", ["--top", "--batch-size"])
-def test_counts_below_one_are_refused(flag):
-    with pytest.raises(UserError, match=f"{flag} must be at least 1, got 0"):
-        cli.call("predict", ["--checkpoint", "nowhere", flag, "0", "x.png"])

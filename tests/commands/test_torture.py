@@ -1,63 +1,54 @@
 """A run that is killed at random moments and resumed ends as an undisturbed one, to the bit."""
 
-import json
 import random
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
 
+from jaxcifar.files.checkpoints import DIGEST
 from jaxcifar.files.run import RunDirectory
+from tests.commands.processes import finish, start, wait_for
 
 # Every step writes a checkpoint, so that most kills fall into one.
-OPTIONS = "--model resnet50_layer4 --dataset digits --batch-size 90 --checkpoint-every 1"
-
-
-def start(workdir, options=""):
-    command = [
-        sys.executable,
-        *f"-m jaxcifar train --workdir {workdir} {OPTIONS} {options}".split(),
-    ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process, timeout=None):
-    output, _ = process.communicate(timeout=timeout)
-    assert process.returncode == 0, output
+OPTIONS = "--model resnet50_layer4 --batch-size 90 --checkpoint-every 1"
 
 
 def result(workdir):
     """The digest of a run's last checkpoint, and its record of the test."""
     run = RunDirectory(workdir)
-    checkpoint = run.checkpoints_dir / str(run.last_step()) / "_CHECKPOINT_METADATA"
-    metadata = json.loads(checkpoint.read_text())["custom_metadata"]
     *_, record = run.read_metrics()
     assert record["split"] == "test"
-    return metadata["sha256_of_values"], record
+    return run.read_metadata()[DIGEST], record
 
 
 @pytest.mark.parametrize(
-    "kills",
-    [pytest.param(2, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.torture)],
+    ("kills", "program", "options"),
+    [
+        pytest.param(2, "tests.tiny", "--epochs 2 --no-report", marks=pytest.mark.slow),
+        pytest.param(20, "jaxcifar", "", marks=pytest.mark.torture),
+    ],
 )
-def test_killed_runs_end_as_an_undisturbed_one(kills, tmp_path):
-    finish(start(tmp_path / "compiled"))
+def test_killed_runs_end_as_an_undisturbed_one(kills, program, options, tmp_path):
+    options = f"{OPTIONS} {options}"
+    undisturbed = start(tmp_path / "undisturbed", options, program)
+    wait_for(undisturbed, "Step [1/")
     begin = time.monotonic()
-    finish(start(tmp_path / "undisturbed"))
+    finish(undisturbed)
     seconds = time.monotonic() - begin
     expected = result(tmp_path / "undisturbed")
-    assert result(tmp_path / "compiled") == expected
 
-    rng = random.Random(kills)
+    rng = random.Random(3)
     killed = runs = 0
     while killed < kills:
         runs += 1
         workdir = tmp_path / f"run{runs}"
-        process = start(workdir)
+        process = start(workdir, options, program)
         while True:
-            moment = rng.uniform(0.3, 1) * seconds if killed < kills else None
+            moment = rng.uniform(0, seconds) if killed < kills else None
+            if moment and killed % 5 < 4:  # every fifth kill can fall into the start
+                wait_for(process, "Step [")
             try:
                 finish(process, timeout=moment)
                 break
@@ -65,8 +56,8 @@ def test_killed_runs_end_as_an_undisturbed_one(kills, tmp_path):
                 process.kill()
                 process.communicate()
             killed += 1
-            print(f"kill {killed} after {moment:.1f} s", flush=True)  # make torture shows it
-            saved = RunDirectory(workdir).last_step() is not None
-            process = start(workdir, "--resume" if saved else "")
+            saved = RunDirectory(workdir).last_step()
+            print(f"kill {killed} after {moment:.1f} s, step {saved}", flush=True)
+            process = start(workdir, options + " --resume" * (saved is not None), program)
         assert result(workdir) == expected, f"run {runs} ended differently"
         shutil.rmtree(workdir)  # half a gigabyte
