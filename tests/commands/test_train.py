@@ -3,13 +3,14 @@
 import itertools
 import re
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from jaxcifar import TrainConfig, UserError, create_model, train_and_evaluate
-from jaxcifar.core import steps
+from jaxcifar.core import sharding, steps
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.reporting.progress import Progress
 from jaxcifar.runtime import loop, process, setup
@@ -177,8 +178,8 @@ def test_a_dispatch_ends_where_something_is_due(per_epoch, log_every, checkpoint
         assert step + count == min(each for each in due if each > step)
 
 
-@pytest.mark.parametrize(("batch_size", "nearest"), [(10, "8 or 12"), (3, "4"), (5, "4 or 8")])
-def test_a_batch_that_cannot_be_split_names_the_nearest_sizes(batch_size, nearest):
-    with pytest.raises(UserError, match=f"over 4 devices: use {nearest}$"):
-        setup._check_divisible(batch_size, 4)
-    setup._check_divisible(8, 4)
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", lambda: SimpleNamespace(size=4))
+    with pytest.raises(UserError, match="10 cannot be split over 4 devices: use a multiple of 4"):
+        train_and_evaluate(run_config(tmp_path, batch_size=10))
+    assert not list(tmp_path.iterdir())
