@@ -23,8 +23,8 @@ def digits(count):
     return jax.tree.map(lambda array: jnp.asarray(array[:count]), data.load("digits").train)
 
 
-def start(model, learning_rate=1e-3):
-    return create_state(jax.random.key(0), model, make_optimizer(learning_rate))
+def start(learning_rate=1e-3, dtype="float32"):
+    return create_state(jax.random.key(0), Tiny(dtype=dtype), make_optimizer(learning_rate))
 
 
 @settings(deadline=None, max_examples=20)
@@ -65,7 +65,7 @@ def test_steps_are_pure_and_traced_once(monkeypatch):
     traces = []
     real = steps.train_step
     monkeypatch.setattr(steps, "train_step", lambda *a, **k: traces.append(1) or real(*a, **k))
-    initial, examples = start(create_model("resnet50_layer4")), digits(24)
+    initial, examples = start(), digits(24)
     assert_same(train(initial, examples), train(initial, examples))
     assert len(traces) == 1
 
@@ -73,7 +73,7 @@ def test_steps_are_pure_and_traced_once(monkeypatch):
 @pytest.mark.slow
 def test_a_scan_of_steps_is_the_same_steps():
     with jax.enable_x64(True):  # and a small rate, so that rounding cannot grow
-        initial = start(create_model("resnet50_layer4", dtype="float64"), 1e-5)
+        initial = start(1e-5, "float64")
         ends = [train(initial, digits(24), count=count) for count in (1, 3)]
     for ours, theirs in zip(*map(jax.tree.leaves, ends), strict=True):
         assert np.abs(ours - theirs).max() <= 1e-9 * np.abs(theirs).max()  # as against torch
@@ -86,12 +86,12 @@ def test_the_augmentation_is_the_one_asked_for(augmentation, monkeypatch):
     examples = steps.Examples(jnp.zeros((4, 32, 32, 3), jnp.uint8), jnp.zeros(4, jnp.int32))
     run = partial(steps.train_steps_at.__wrapped__, augment=augmentation)
     arguments = steps.Metrics.zeros(), examples, jnp.zeros((2, 2), jnp.int32), KEY
-    jax.eval_shape(lambda: run(start(Tiny()), *arguments))
+    jax.eval_shape(lambda: run(start(), *arguments))
     assert seen == [augmentation]
 
 
 def test_dropout_differs_by_step():
-    state, batch = start(create_model("vgg16", dropout_rate=0.5), 0.0), digits(8)
+    state, batch = start(0.0), digits(8)
     step = jax.jit(steps.train_step)
     losses = [step(state.replace(step=state.step + i), batch, KEY)[1].loss_sum for i in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]

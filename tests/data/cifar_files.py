@@ -56,13 +56,11 @@ def write(folder, dataset, source=CIFAR10):
     forms = zip(source.folders, source.archives, _contents(dataset, source), strict=True)
     for name, archive, contents in forms:
         (folder / name).mkdir(parents=True)
+        for file, content in contents.items():
+            (folder / name / file).write_bytes(content)
+            md5[file] = hashlib.md5(content).hexdigest()
         with tarfile.open(folder / archive, "w:gz") as tar:
-            for file, content in contents.items():
-                (folder / name / file).write_bytes(content)
-                md5[file] = hashlib.md5(content).hexdigest()
-                info = tarfile.TarInfo(f"{name}/{file}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+            tar.add(folder / name, name)
         md5[archive] = hashlib.md5((folder / archive).read_bytes()).hexdigest()
     return source._replace(md5=md5, batches=dict.fromkeys(source.batches, BATCH_IMAGES))
 

@@ -1,5 +1,6 @@
 """Data sets: digits, prepared TFDS data, names, hold-out."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -73,12 +74,8 @@ def replace_by_the_test_set(shard):
 @pytest.mark.parametrize(
     ("split", "damage"),
     [
+        *itertools.product(["train", "test"], [files.truncate, files.flip_a_bit, Path.unlink]),
         ("train", replace_by_the_test_set),
-        *(
-            (split, d)
-            for split in ("train", "test")
-            for d in (files.truncate, files.flip_a_bit, Path.unlink)
-        ),
     ],
 )
 def test_damaged_prepared_data_is_refused(split, damage, rng, tmp_path):

@@ -20,6 +20,11 @@ from jaxcifar.core.steps import Metrics
 from jaxcifar.files import weights
 from jaxcifar.files.checkpoints import DIGEST, _tree
 from jaxcifar.files.run import RunDirectory
+from tests.data.cifar_files import flip_a_bit, truncate
+
+
+def on_devices(tree):
+    return sharding.put(tree, sharding.replicated(sharding.make_mesh()))
 
 
 def state_at(step):
@@ -28,12 +33,11 @@ def state_at(step):
     state = TrainState.create(
         apply_fn=nn.Module.apply, params=params, batch_stats={}, tx=optax.adam(1e-3)
     )
-    mesh = sharding.make_mesh()
-    return sharding.put(state.replace(step=jnp.int32(step)), sharding.replicated(mesh))
+    return on_devices(state.replace(step=jnp.int32(step)))
 
 
 def totals():
-    return sharding.put(Metrics.zeros(), sharding.replicated(sharding.make_mesh()))
+    return on_devices(Metrics.zeros())
 
 
 def save(path, *steps, keep=5, metadata=None, accuracies=None):
@@ -57,25 +61,19 @@ def largest(path):
     return max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def damage(path, kind):
-    """Damage a checkpoint in one of the ways below."""
-    file = largest(path)
-    content = file.read_bytes()
-    half = len(content) // 2
-    if kind == "truncated":
-        file.write_bytes(content[:half])
-    elif kind == "flipped bit":
-        file.write_bytes(content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :])
-    elif kind == "missing file":
-        file.unlink()
-    else:
-        (path / "_CHECKPOINT_METADATA").write_text("{}")
+DAMAGE = {
+    "truncated": lambda path: truncate(largest(path)),
+    "flipped bit": lambda path: flip_a_bit(largest(path)),
+    "missing file": lambda path: largest(path).unlink(),
+    "empty metadata": lambda path: (path / "_CHECKPOINT_METADATA").write_text("{}"),
+}
+each_damage = pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 
 
-@pytest.mark.parametrize("kind", ["truncated", "flipped bit", "missing file", "empty metadata"])
-def test_training_resumes_from_before_a_corrupt_checkpoint(kind, tmp_path, caplog):
+@each_damage
+def test_training_resumes_from_before_a_corrupt_checkpoint(damage, tmp_path, caplog):
     save(tmp_path, 1, 2, 3)
-    damage(tmp_path / "checkpoints" / "3", kind)
+    damage(tmp_path / "checkpoints" / "3")
     state = restore(tmp_path)
     assert state.step == 2
     np.testing.assert_array_equal(state.params["kernel"], 2)
@@ -88,8 +86,8 @@ def test_training_resumes_from_before_a_corrupt_checkpoint(kind, tmp_path, caplo
 
 def test_without_an_intact_checkpoint_the_error_names_all(tmp_path):
     save(tmp_path, 1, 2)
-    damage(tmp_path / "checkpoints" / "1", "truncated")
-    damage(tmp_path / "checkpoints" / "2", "flipped bit")
+    DAMAGE["truncated"](tmp_path / "checkpoints" / "1")
+    DAMAGE["flipped bit"](tmp_path / "checkpoints" / "2")
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(2: .*; 1: .*\)"):
         restore(tmp_path)
     assert kept(tmp_path) == {1, 2}  # nothing is lost

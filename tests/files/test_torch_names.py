@@ -17,10 +17,9 @@ from tests.conftest import assert_same, loaded_by, random_variables
 @pytest.mark.parametrize("name", MODELS)
 def test_the_map_is_torchs_in_both_directions(name):
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from jaxcifar.porting.torch_models import create_torch_model
     from tests.porting import files, torch_reference
 
-    module, model = torch_reference.randomize(create_torch_model(name)), create_model(name)
+    module, model = torch_reference.random_module(name), create_model(name)
     variables = to_flax(module.state_dict(), model)
     assert_same(variables, torch_reference.to_flax(module.state_dict(), module))
     assert all(leaf.flags.c_contiguous for leaf in jax.tree.leaves(variables))
@@ -32,7 +31,7 @@ def test_the_map_is_torchs_in_both_directions(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_swap_of_two_tensors_changes_the_logits(name, rng):
     """A test of the parity tests: neighbours of one shape in the tree, and random pairs."""
-    variables = flatten_dict(random_variables(name))
+    variables = flatten_dict(jax.device_put(random_variables(name)))
     images = rng.standard_normal((2, 32, 32, 3), np.float32)
     model = create_model(name)
 

@@ -14,7 +14,7 @@ from jaxcifar.core.steps import Metrics
 from jaxcifar.files import torch_files, weights
 from jaxcifar.files.run import RunDirectory
 from tests.conftest import random_variables
-from tests.files.test_checkpoints import damage
+from tests.files.test_checkpoints import each_damage
 
 
 def test_the_last_checkpoint_of_a_run_is_read(tmp_path):
@@ -44,10 +44,10 @@ def test_metadata_without_a_name_for_each_class_is_ignored(bad, checkpoint, tmp_
     assert weights.load(path).class_names is None
 
 
-@pytest.mark.parametrize("kind", ["truncated", "flipped bit", "missing file", "empty metadata"])
-def test_a_damaged_checkpoint_is_refused_without_noise(kind, checkpoint, tmp_path):
+@each_damage
+def test_a_damaged_checkpoint_is_refused_without_noise(damage, checkpoint, tmp_path):
     path = shutil.copytree(checkpoint, tmp_path / "copy")
-    damage(path, kind)
+    damage(path)
     with pytest.raises(UserError, match="copy is no whole checkpoint"):
         weights.load(path)
 

@@ -1,20 +1,22 @@
 """Fixtures of the port's tests."""
 
+import contextlib
+
 import pytest
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path):
+    with contextlib.chdir(tmp_path):
+        yield
 
 
 @pytest.fixture(scope="session")
 def modules():
     """Torch modules with random weights and statistics."""
-    from jaxcifar.porting.torch_models import create_torch_model
-    from tests.porting.torch_reference import randomize
+    from tests.porting.torch_reference import random_module
 
-    return {name: randomize(create_torch_model(name)) for name in ("vgg16", "resnet50_layer4")}
+    return {name: random_module(name) for name in ("vgg16", "resnet50_layer4")}
 
 
 @pytest.fixture(scope="session")

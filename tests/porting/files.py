@@ -1,4 +1,6 @@
-"""Small files of torch, and the port run on them. Paths are relative to the test's folder."""
+"""Small files of torch, and the port run on them in the test's folder, the current one."""
+
+from pathlib import Path
 
 import pytest
 
@@ -50,35 +52,35 @@ def hollow_adam(moment=0.5, step=3.0, count=32, **group):
     return {"state": state, "param_groups": [{**settings, **group}]}
 
 
-def port(folder, source, target, *flags):
-    cli.call("port", [str(folder / source), str(folder / target), *map(str, flags)])
+def port(*arguments):
+    cli.call("port", [str(argument) for argument in arguments])
 
 
-def listing(folder):
-    """Every name in a folder, hidden ones too, and what tells whether a file was touched."""
+def listing():
+    """Every name in the folder, hidden ones too, and what tells whether a file was touched."""
     return {
-        str(path.relative_to(folder)): path.is_dir() or (path.stat().st_mtime_ns, sha256(path))
-        for path in folder.rglob("*")
+        str(path): path.is_dir() or (path.stat().st_mtime_ns, sha256(path))
+        for path in Path().rglob("*")
     }
 
 
-def refused(folder, source, target, *flags, error=UserError):
+def refused(*arguments, error=UserError):
     """Port, expect an error of one line and an untouched folder, and return the message."""
-    before = listing(folder)
+    before = listing()
     with pytest.raises(error) as caught:
-        port(folder, source, target, *flags)
-    assert listing(folder) == before
+        port(*arguments)
+    assert listing() == before
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def takes(capsys, folder, content, *flags, name="in.ckpt"):
+def takes(capsys, content, *flags, name="in.ckpt"):
     """Save, port within the port's own check of the bits, and return what was printed."""
     if content is not None:
-        torch.save(content, folder / name)
-    before = listing(folder)
-    port(folder, name, "out", "--dry-run", "--no-verify", *flags)
-    assert listing(folder) == before
+        torch.save(content, name)
+    before = listing()
+    port(name, "out", "--dry-run", "--no-verify", *flags)
+    assert listing() == before
     return "".join(capsys.readouterr())
 
 

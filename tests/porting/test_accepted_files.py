@@ -1,13 +1,20 @@
-"""Files that the port takes, and that what it writes is what it read, to the bit."""
+"""Files that the port takes, and that what it writes is what it read, to the bit.
+
+An optimizer beside the weights is taken if training can continue it, else left.
+"""
+
+import json
+from pathlib import Path
 
 import jax
 import pytest
 from safetensors.torch import save_file
 
 from jaxcifar.files import weights
+from tests.conftest import assert_same
 from tests.porting import files
-from tests.porting.files import FIRST, VGG, assert_read, port, takes, torch
-from tests.porting.torch_reference import randomize
+from tests.porting.files import FIRST, VGG, assert_read, hollow_adam, port, takes, torch
+from tests.porting.torch_reference import moments, random_module
 
 
 def cast(state_dict, dtype):
@@ -21,7 +28,7 @@ def with_nans(dtype, patterns):
 
 
 def strided_and_shared():
-    module = randomize(files.VGG16(), seed=1).to(memory_format=torch.channels_last)
+    module = random_module("vgg16", seed=1).to(memory_format=torch.channels_last)
     state_dict, storage = module.state_dict(), torch.arange(1000.0)
     assert not state_dict["features.2.weight"].is_contiguous()
     return state_dict | {
@@ -42,27 +49,27 @@ SAME_BITS = {  # NaNs of both signs, with payloads, quiet and signalling
 
 @pytest.mark.parametrize("state_dict", SAME_BITS.values(), ids=SAME_BITS)
 @pytest.mark.parametrize("kept", ["orbax", "kept.safetensors"])
-def test_every_tensor_comes_back_in_the_same_bits(folder, state_dict, kept):
-    torch.save(state_dict, folder / "in.ckpt")
-    port(folder, "in.ckpt", kept, "--no-verify")
-    port(folder, kept, "out.ckpt", "--no-verify")
-    files.assert_equal(state_dict, torch.load(folder / "out.ckpt"))
+def test_every_tensor_comes_back_in_the_same_bits(state_dict, kept):
+    torch.save(state_dict, "in.ckpt")
+    port("in.ckpt", kept, "--no-verify")
+    port(kept, "out.ckpt", "--no-verify")
+    files.assert_equal(state_dict, torch.load("out.ckpt"))
 
 
-def test_half_precision_is_verified_in_the_models_dtypes(folder, modules):
-    torch.save(cast(modules["vgg16"].state_dict(), torch.bfloat16), folder / "in.ckpt")
-    port(folder, "in.ckpt", "orbax")
-    leaves = jax.tree.leaves(weights.load(folder / "orbax").variables)
+def test_half_precision_is_verified_in_the_models_dtypes(modules):
+    torch.save(cast(modules["vgg16"].state_dict(), torch.bfloat16), "in.ckpt")
+    port("in.ckpt", "orbax")
+    leaves = jax.tree.leaves(weights.load("orbax").variables)
     assert {leaf.dtype.name for leaf in leaves} == {"float32", "int32"}
 
 
-def test_older_files_and_safetensors_are_taken(folder, capsys, modules):
+def test_older_files_and_safetensors_are_taken(capsys, modules):
     state_dict = modules["vgg16"].state_dict()
-    torch.save(state_dict, folder / "in.pth", _use_new_zipfile_serialization=False)
-    save_file(state_dict, folder / "in.safetensors")
+    torch.save(state_dict, "in.pth", _use_new_zipfile_serialization=False)
+    save_file(state_dict, "in.safetensors")
     for name in ("in.pth", "in.safetensors"):
-        assert "vgg16 with 10 classes" in takes(capsys, folder, None, name=name)
-        assert_read(folder / name, state_dict)
+        assert "vgg16 with 10 classes" in takes(capsys, None, name=name)
+        assert_read(name, state_dict)
 
 
 def prefixed(prefixes):
@@ -108,7 +115,93 @@ TAKEN_AS_EMA = [
     ("ema", "content", "expected", "words"),
     [(False, *row) for row in TAKEN] + [(True, *row) for row in TAKEN_AS_EMA],
 )
-def test_what_people_save_is_taken(folder, capsys, ema, content, expected, words):
-    printed = takes(capsys, folder, content, *(["--ema"] if ema else []))
+def test_what_people_save_is_taken(capsys, ema, content, expected, words):
+    printed = takes(capsys, content, *(["--ema"] if ema else []))
     assert [word for word in words if word not in printed] == []
-    assert_read(folder / "in.ckpt", expected, ema=ema)
+    assert_read("in.ckpt", expected, ema=ema)
+
+
+def test_adams_state_arrives(capsys):
+    module = random_module("vgg16")
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-4)
+    for parameter in module.parameters():
+        parameter.grad = torch.rand_like(parameter)
+    optimizer.step()
+    optimizer.step()
+    content = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 1}
+    torch.save(content, "in.ckpt")
+    port("in.ckpt", "out", "--no-verify", "--report", "report.json")
+    note = "in.ckpt: took Adam's moments after 2 steps, learning rate 0.0003"
+    assert note in capsys.readouterr().err
+    assert json.loads(Path("report.json").read_text())["adam_steps"] == 2
+    loaded = weights.load("out", optimizer=True)
+    assert (loaded.adam.count, loaded.learning_rate) == (2, 3e-4)
+    assert_same([loaded.adam.mu, loaded.adam.nu], moments(optimizer, module))
+    for path in ("in.ckpt", "out"):
+        assert weights.load(path).adam is None  # unless asked for
+    port("out", "out.ckpt", "--no-verify")
+    assert "without Adam's moments: only an Orbax" in capsys.readouterr().out
+    files.assert_equal(module.state_dict(), torch.load("out.ckpt"))
+
+
+def without(entry):
+    adam = hollow_adam()
+    del adam["param_groups"][0][entry]
+    return adam
+
+
+MOMENTUM = {"momentum_buffer": torch.zeros(1)}  # of SGD
+NUMBERS = {"step": 1, "exp_avg": 0, "exp_avg_sq": 0}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (hollow_adam() | {"state": dict.fromkeys(range(32), MOMENTUM)}, "is not Adam"),
+        (hollow_adam(weight_decay=0.01), "has weight_decay 0.01, training has 0"),
+        (hollow_adam(amsgrad=True), "has amsgrad True"),
+        (hollow_adam(betas=(0.5, 0.999)), "has betas (0.5, 0.999)"),
+        (hollow_adam(betas=None), "betas"),
+        (hollow_adam(params=[*range(31), "last"]), ""),
+        (hollow_adam(lr="fast"), ""),
+        (hollow_adam(step=float("nan")), "step"),
+        (hollow_adam(step=1e12), "step"),
+        (hollow_adam(step=float("inf")), ""),
+        (hollow_adam(lr=10**400), ""),
+        (hollow_adam(weight_decay=torch.ones(2)), ""),
+        (hollow_adam(torch.tensor(1 / 3, dtype=torch.float64)), "is float64"),
+        (hollow_adam(torch.zeros(()).to(torch.float8_e4m3fn)), "float8"),
+        (hollow_adam(count=0), "a state for 0 of 32 parameters"),
+        (hollow_adam(count=31), "a state for 31 of 32 parameters"),
+        (without("lr"), ""),
+        (without("params"), ""),
+        (hollow_adam() | {"param_groups": [1]}, ""),
+        (hollow_adam() | {"param_groups": "one"}, ""),
+        (hollow_adam() | {"param_groups": None}, "no param_groups"),
+        (hollow_adam() | {"state": dict.fromkeys(range(32), NUMBERS)}, ""),
+        ([1, 2], "is not the state dict of one optimizer"),
+        ({"state": 3}, ""),
+    ],
+)
+def test_an_optimizer_that_cannot_be_continued_is_left(capsys, optimizer, words):
+    printed = takes(capsys, {"state_dict": VGG, "optimizer": optimizer})
+    assert "Warning: in.ckpt: left the optimizer: " in printed
+    assert words in printed
+
+
+@pytest.mark.parametrize("optimizer", [torch.ones(3), torch.ones(1), "adam"])
+def test_something_else_in_the_optimizers_place_is_ignored(capsys, optimizer):
+    printed = takes(capsys, {"state_dict": VGG, "optimizer": optimizer})
+    assert "took state_dict" in printed
+    assert "moments" not in printed
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_moments_in_half_precision_arrive_unless_averages_are_taken(capsys, dtype):
+    adam = hollow_adam(torch.tensor(0.5, dtype=dtype))
+    content = {"state_dict": VGG, "ema": AVERAGES, "optimizer": adam}
+    assert "Adam's moments after 3 steps" in takes(capsys, content)
+    adam = weights.load("in.ckpt", optimizer=True).adam
+    assert all((leaf == 0.5).all() for leaf in jax.tree.leaves(adam.mu))
+    assert "left optimizer: it belongs to" in takes(capsys, content, "--ema")
+    assert weights.load("in.ckpt", ema=True, optimizer=True).adam is None

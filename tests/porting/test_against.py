@@ -1,6 +1,7 @@
 """The comparison with the user's own torch class."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,13 +18,12 @@ INIT = "    def __init__(self):\n        "
 
 
 @pytest.fixture
-def against(folder, monkeypatch):
+def against(monkeypatch):
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.chdir(folder)
 
     def write(body, head=MINE):
-        (folder / "mine.py").write_text(head + body + "\n")
+        Path("mine.py").write_text(head + body + "\n")
         return "--against", "mine.py:Mine"
 
     return write
@@ -48,10 +48,10 @@ def against(folder, monkeypatch):
         ("    pass\nclass Mine:\n    def load_state_dict(self, *_, **__): pass", "no module"),
     ],
 )
-def test_another_torch_class_is_told_apart(folder, checkpoints, against, body, words):
-    (folder / "old.ckpt").write_bytes(b"old")
-    flags = *against(body), "--force", "--report", folder / "report.json"
-    message = refused(folder, checkpoints["vgg16"], "old.ckpt", *flags)
+def test_another_torch_class_is_told_apart(checkpoints, against, body, words):
+    Path("old.ckpt").write_bytes(b"old")
+    flags = *against(body), "--force", "--report", "report.json"
+    message = refused(checkpoints["vgg16"], "old.ckpt", *flags)
     assert words in message
     assert "first" not in words or "nothing was written" in message
 
@@ -65,23 +65,23 @@ FUTURE = "from __future__ import annotations\nimport dataclasses\n"
     [("    pass", "import beside_mine\n"), (DATACLASS, FUTURE)],
     ids=["imports from beside", "with a dataclass"],
 )
-def test_your_own_torch_class_is_compared(folder, capsys, checkpoints, against, body, head):
-    (folder / "beside_mine.py").write_text("")
-    port(folder, checkpoints["vgg16"], "out.ckpt", *against(body, head + MINE))
+def test_your_own_torch_class_is_compared(capsys, checkpoints, against, body, head):
+    Path("beside_mine.py").write_text("")
+    port(checkpoints["vgg16"], "out.ckpt", *against(body, head + MINE))
     assert "verified against mine.py:Mine on 16 images" in capsys.readouterr().out
-    assert (folder / "out.ckpt").exists()
+    assert Path("out.ckpt").exists()
 
 
 @pytest.mark.parametrize("name", ["none.py:Mine", "mine.py", "mine.py:", ":Mine"])
-def test_a_class_that_is_not_there_is_named(folder, against, name):
+def test_a_class_that_is_not_there_is_named(against, name):
     against("    pass")
-    torch.save(VGG, folder / "in.ckpt")
-    assert name in refused(folder, "in.ckpt", "out", "--against", name)
+    torch.save(VGG, "in.ckpt")
+    assert name in refused("in.ckpt", "out", "--against", name)
 
 
-def test_an_infinite_logit_does_not_hide_the_others(folder, modules, against):
+def test_an_infinite_logit_does_not_hide_the_others(modules, against):
     bias = torch.tensor([float("inf"), *range(9)])
-    torch.save(modules["vgg16"].state_dict() | {"classifier.5.bias": bias}, folder / "in.ckpt")
+    torch.save(modules["vgg16"].state_dict() | {"classifier.5.bias": bias}, "in.ckpt")
     with np.errstate(invalid="ignore"):
         flags = against(FORWARD + "super().forward(x) * 1.01")
-        assert "logits" in refused(folder, "in.ckpt", "out.ckpt", *flags)
+        assert "logits" in refused("in.ckpt", "out.ckpt", *flags)

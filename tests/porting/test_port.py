@@ -20,22 +20,22 @@ TOOL = Path(__file__).parents[2] / "tools" / "port_torch_ckpt.py"
 
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet50_layer4"])
-def test_there_and_back_is_the_same_file(folder, capsys, modules, checkpoints, name):
+def test_there_and_back_is_the_same_file(capsys, modules, checkpoints, name):
     path, state_dict = checkpoints[name], modules[name].state_dict()
-    port(folder, path, "orbax", "--report", folder / "report.json")
+    port(path, "orbax", "--report", "report.json")
     out, error = capsys.readouterr()
     assert f"is {name} with 10 classes: {len(state_dict)} tensors" in out
     assert f"{len(state_dict)} of {len(state_dict)} tensors bit-identical" in out
     assert "verified against torch on 16 images" in out
     assert error == ""
-    port(folder, "orbax", "out.ckpt", "--no-verify")
-    assert_equal(state_dict, torch.load(folder / "out.ckpt", weights_only=True))
-    assert {path.name for path in folder.iterdir()} == {"orbax", "out.ckpt", "report.json"}
+    port("orbax", "out.ckpt", "--no-verify")
+    assert_equal(state_dict, torch.load("out.ckpt", weights_only=True))
+    assert set(os.listdir()) == {"orbax", "out.ckpt", "report.json"}
 
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads(Path("report.json").read_text())
     expected = {
         "input": {"path": str(path), "sha256": sha256(path)},
-        "output": {"path": str(folder / "orbax"), "format": "orbax"},
+        "output": {"path": "orbax", "format": "orbax"},
         "model": name,
         "num_classes": 10,
         "tensors": len(state_dict),
@@ -53,9 +53,9 @@ def test_there_and_back_is_the_same_file(folder, capsys, modules, checkpoints, n
 
 
 @pytest.fixture
-def file(folder):
+def file():
     """Small weights in ``runs/in.ckpt``."""
-    path = folder / "runs" / "in.ckpt"
+    path = Path("runs/in.ckpt")
     path.parent.mkdir()
     torch.save(VGG, path)
     return path
@@ -78,63 +78,61 @@ def file(folder):
         ("new --report none/report.json --force", "no folder"),
     ],
 )
-def test_a_bad_place_is_refused_before_anything_is_written(folder, file, monkeypatch, argv, words):
-    monkeypatch.chdir(folder)
-    (folder / "out.ckpt").write_bytes(b"mine")
-    (folder / "other").mkdir()
-    (folder / "link.ckpt").symlink_to(file)
-    assert words in refused(folder, file, *argv.split(), "--no-verify")
+def test_a_bad_place_is_refused_before_anything_is_written(file, argv, words):
+    Path("out.ckpt").write_bytes(b"mine")
+    Path("other").mkdir()
+    Path("link.ckpt").symlink_to(file)
+    assert words in refused(file, *argv.split(), "--no-verify")
 
 
 def test_a_dry_run_compares_test_images_too_and_writes_only_the_report(
-    folder, capsys, checkpoints, monkeypatch, rng
+    capsys, checkpoints, monkeypatch, rng
 ):
     examples = data.Examples(rng.integers(0, 256, (60, 32, 32, 3), np.uint8), np.zeros(60))
     calls, dataset = [], data.Dataset(examples, examples, ())
     monkeypatch.setattr(data, "load", lambda *args: calls.append(args) or dataset)
-    (folder / "out.ckpt").write_bytes(b"mine")
-    before, report = listing(folder), folder / "report.json"
-    flags = "--dry-run", "--data-dir", folder, "--report", report
-    port(folder, checkpoints["vgg16"], "out.ckpt", *flags)
-    assert calls == [("cifar10", str(folder))]
+    Path("out.ckpt").write_bytes(b"mine")
+    before, report = listing(), Path("report.json")
+    flags = "--dry-run", "--data-dir", "cifar", "--report", report
+    port(checkpoints["vgg16"], "out.ckpt", *flags)
+    assert calls == [("cifar10", "cifar")]
     assert "verified against torch on 64 images" in capsys.readouterr().out
     assert json.loads(report.read_text())["tensors"] == 35
     report.unlink()
-    assert listing(folder) == before
+    assert listing() == before
 
 
-def test_force_replaces_files_and_checkpoints(folder, file):
-    (folder / "out").mkdir()
+def test_force_replaces_files_and_checkpoints(file):
+    Path("out").mkdir()
     for name in ("out.ckpt", "out/_CHECKPOINT_METADATA", "out/old", "report.json"):
-        (folder / name).write_text("old")
-    flags = "--force", "--no-verify", "--report", folder / "report.json"
+        Path(name).write_text("old")
+    flags = "--force", "--no-verify", "--report", "report.json"
     for name in ("out.ckpt", "out"):
-        port(folder, file, name, *flags)
-        assert weights.load(folder / name).model == "vgg16"
-        assert json.loads((folder / "report.json").read_text())["output"]["path"].endswith(name)
-    assert not (folder / "out" / "old").exists()
-    port(folder, file, "out", *flags, "--to", "safetensors")
-    assert load_file(folder / "out").keys() == VGG.keys()
-    names = {path.name for path in folder.iterdir()}
-    assert names == {"runs", "out", "out.ckpt", "report.json"}
+        port(file, name, *flags)
+        assert weights.load(name).model == "vgg16"
+        assert json.loads(Path("report.json").read_text())["output"]["path"].endswith(name)
+    assert not Path("out/old").exists()
+    port(file, "out", *flags, "--to", "safetensors")
+    assert load_file("out").keys() == VGG.keys()
+    assert set(os.listdir()) == {"runs", "out", "out.ckpt", "report.json"}
 
 
-def test_a_weight_that_is_not_finite_is_named_and_kept(folder, capsys, modules):
+def test_a_weight_that_is_not_finite_is_named_and_kept(capsys, modules):
     bias = torch.tensor([float("nan"), float("inf"), *range(8)])
     state_dict = modules["vgg16"].state_dict() | {"classifier.5.bias": bias}
-    torch.save(state_dict, folder / "in.ckpt")
-    port(folder, "in.ckpt", "out.ckpt", "--report", folder / "report.json")
+    torch.save(state_dict, "in.ckpt")
+    port("in.ckpt", "out.ckpt", "--report", "report.json")
     error = capsys.readouterr().err
-    assert error == f"Warning: {folder / 'in.ckpt'}: not all finite: classifier.5.bias\n"
-    assert_equal(state_dict, torch.load(folder / "out.ckpt"))
+    assert error == "Warning: in.ckpt: not all finite: classifier.5.bias\n"
+    assert_equal(state_dict, torch.load("out.ckpt"))
     invalid = []  # JSON has no NaN
-    report = json.loads((folder / "report.json").read_text(), parse_constant=invalid.append)
+    report = json.loads(Path("report.json").read_text(), parse_constant=invalid.append)
     assert report["nonfinite"] == ["classifier.5.bias"]
     assert invalid == []
 
 
-def test_without_torch_safetensors_still_port(folder, capsys, checkpoints, modules, monkeypatch):
-    save_file(modules["vgg16"].state_dict(), folder / "in.safetensors")
+def test_without_torch_safetensors_still_port(capsys, checkpoints, modules, monkeypatch):
+    save_file(modules["vgg16"].state_dict(), "in.safetensors")
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(vars(torch_files.torch), "_module")  # the lazy import is tried again
     for argv in (
@@ -142,38 +140,38 @@ def test_without_torch_safetensors_still_port(folder, capsys, checkpoints, modul
         ("in.safetensors", "out.ckpt"),
         ("in.safetensors", "out", "--against", "mine.py:Mine"),
     ):
-        assert "torch 2.6 or newer: install it" in refused(folder, *argv)
-    port(folder, "in.safetensors", "orbax")
-    port(folder, "orbax", "out.safetensors")
+        assert "torch 2.6 or newer: install it" in refused(*argv)
+    port("in.safetensors", "orbax")
+    port("orbax", "out.safetensors")
     assert "not verified against torch, which is not installed" in capsys.readouterr().out
     monkeypatch.undo()
     for name in ("orbax", "out.safetensors"):
-        assert_read(folder / name, modules["vgg16"].state_dict())
+        assert_read(name, modules["vgg16"].state_dict())
 
 
-def test_the_former_tool_takes_the_same_arguments(folder, file):
+def test_the_former_tool_takes_the_same_arguments(file):
     def run(path):
         command = [sys.executable, TOOL, path, target, "--no-verify"]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    target, hostile = folder / "out.safetensors", folder / "hostile.ckpt"
-    torch.save({"a": Runs(os.system, f"touch {folder / 'ran'}")}, hostile)
-    before, done = listing(folder), run(hostile)
+    target, hostile = Path("out.safetensors"), Path("hostile.ckpt")
+    torch.save({"a": Runs(os.system, "touch ran")}, hostile)
+    before, done = listing(), run(hostile)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(f"jaxcifar port: error: {hostile}")
-    assert listing(folder) == before
+    assert listing() == before
     done = run(file)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"wrote {target} (safetensors)" in done.stdout
     assert_read(target, VGG)
 
 
-def test_evaluation_is_the_same_from_each_format(folder, capsys, checkpoints, few_digits):
+def test_evaluation_is_the_same_from_each_format(capsys, checkpoints, few_digits):
     printed = set()
     for name in ("vgg16.ckpt", "orbax", "vgg16.safetensors"):
-        port(folder, checkpoints["vgg16"], name, "--no-verify")
+        port(checkpoints["vgg16"], name, "--no-verify")
         capsys.readouterr()
-        cli.call("evaluate", ["--checkpoint", str(folder / name), "--dataset", "digits"])
+        cli.call("evaluate", ["--checkpoint", name, "--dataset", "digits"])
         printed.add(capsys.readouterr())
     ((out, error),) = printed
     assert out.startswith("vgg16 on 20 test images of digits\n")

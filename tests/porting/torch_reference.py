@@ -5,18 +5,23 @@ import torch
 from flax.traverse_util import unflatten_dict
 from torch import nn
 
+from jaxcifar.porting.torch_models import create_torch_model
+
 NORMS = nn.BatchNorm1d | nn.BatchNorm2d
 RANGES = {"weight": (0.5, 1.5), "bias": (0, 1), "running_mean": (-0.3, 0.3)}
 RANGES["running_var"] = RANGES["weight"]
 
 
-def randomize(module, seed=0):
+def random_module(name, *, seed=0, dtype=torch.float32, **options):
     """Random statistics, scales and biases: fresh ones would hide errors of mapping.
 
     The biases of batch norms are not centred: at +-0.3 the ResNet in training mode amplifies
     rounding so much that float32 gradients, of either program, are 1.4e-4 from float64's; as
     here, 3e-5.
     """
+    with torch.device("meta"):  # draws no weights that would be replaced
+        module = create_torch_model(name, **options).to(dtype)
+    module.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
         if isinstance(layer, NORMS):
