@@ -1,8 +1,6 @@
 """Settings and fixtures for all tests."""
 
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # torch's threads yield to other proc
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxcifar import TrainConfig, data
 from jaxcifar.core import models
@@ -31,6 +30,8 @@ if "JAXCIFAR_TEST_CACHE" not in os.environ:
 jax.config.update("jax_compilation_cache_dir", os.environ["JAXCIFAR_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
+COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "Cat": (0, 0, 255)}  # sorted: Cat, ant, bee
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs() -> Iterator[None]:
@@ -42,22 +43,6 @@ def _forget_programs() -> Iterator[None]:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
-
-
-@pytest.fixture
-def real_cifar10() -> Path:
-    """The directory of real, prepared CIFAR-10 beside the repository."""
-    path = Path(__file__).parents[2] / "shared" / "data" / "tfds"
-    if not path.exists():
-        pytest.skip("real CIFAR-10 is not beside the repository")
-    return path
-
-
-def loaded_by(imports: str, names: tuple[str, ...]) -> list[str]:
-    """Return which modules a fresh process has loaded after ``import`` of others."""
-    code = f"import sys, {imports}; print(*[m for m in {names} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return out.stdout.split()
 
 
 def run_config(workdir: Path, **changes: Any) -> TrainConfig:
@@ -93,7 +78,27 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "create_model", tiny.create_model)
 
 
-def random_variables(name: str, **options: Any) -> dict[str, Any]:
+def write_image(path: Path, colour: Any, size: Any = (32, 32), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).convert(mode).save(path)
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Two training images and a test image of each class, each class in its own colour."""
+    path = tmp_path / "pets"
+    for name, colour in COLOURS.items():
+        write_image(path / "train" / name / "b.PNG", colour, (7, 50), "RGBA")
+        write_image(path / "train" / name / "a.jpeg", colour, (64, 33))
+        write_image(path / "test" / name / "1.bmp", colour, (1, 1), "P")
+    for name in (".thumbnails/a.png", "README.md", "ant/.a.png", "ant/._a.jpeg", "ant/Thumbs.db"):
+        (path / "train" / name).parent.mkdir(exist_ok=True)
+        (path / "train" / name).write_text("not an image: to be skipped")
+    (path / "train" / "ant" / "folder.png").mkdir()
+    return path
+
+
+def random_variables(name: str) -> dict[str, Any]:
     """Random weights and statistics that let the differences between images through."""
     rng = np.random.default_rng(0)
 
@@ -103,7 +108,7 @@ def random_variables(name: str, **options: Any) -> dict[str, Any]:
         low = {"scale": 0.6, "var": 1}.get(path[-1].key, -0.25)
         return np.asarray(rng.uniform(low, low + 0.5, leaf.shape), leaf.dtype)
 
-    model = models.create_model(name, **options)
+    model = models.create_model(name)
     return jax.tree_util.tree_map_with_path(draw, models.abstract_variables(model))
 
 

@@ -65,17 +65,14 @@ def test_only_given_flags_are_parsed():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train --epochs many", "argument --epochs: invalid int value"),
         ("train --model alexnet", "argument --model: invalid choice: 'alexnet'"),
         ("train --decay-rate 1/0", "argument --decay-rate: invalid fraction value"),
-        ("train --no-such-flag", "unrecognized arguments: --no-such-flag"),
         ("train --epoch 1", "unrecognized arguments: --epoch 1"),
         ("train --learning-rate nan", "--learning-rate must be a positive number"),
         ("train --resume --workdir nowhere", "nowhere/config.json is not a saved training"),
         ("train --batch-size 100000 --dataset digits", "--batch-size 100000 is more than the 1437"),
         ("train --workdir /dev/null/x --dataset digits", "/dev/null/x cannot be written to"),
         ("predict --checkpoint nowhere --top 0 x.png", "--top must be at least 1, got 0"),
-        ("predict --checkpoint nowhere --batch-size 0 x.png", "--batch-size must be at least 1"),
         ("predict --checkpoint nowhere", "the following arguments are required: IMAGE"),
         ("evaluate --checkpoint nowhere --batch-size 0", "--batch-size must be at least 1"),
         ("evaluate --checkpoint nowhere", "No such file or directory: 'nowhere'"),
@@ -115,12 +112,10 @@ def test_help_lists_the_commands_and_every_option(run):
     for name in cli.COMMANDS:
         assert f"    {name} " in out
         assert callable(importlib.import_module(f"jaxcifar.{name}").main)
-    for start in (["jaxcifar", "train"], ["jaxcifar.train"]):
-        command = [sys.executable, "-m", *start, "--help"]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        for field in dataclasses.fields(TrainConfig):
-            assert flag(f"no_{field.name}" if field.default is True else field.name) in out
-        assert "20 in the original's code" in " ".join(out.split())
+    command = [sys.executable, "-m", "jaxcifar.train", "--help"]
+    out = subprocess.check_output(command, text=True)
+    for field in dataclasses.fields(TrainConfig):
+        assert flag(f"no_{field.name}" if field.default is True else field.name) in out
 
 
 @pytest.mark.usefixtures("no_work")

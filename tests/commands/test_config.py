@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcifar import TrainConfig, UserError, cli
-from jaxcifar.config.options import command_line, fraction
+from jaxcifar.config.options import command_line
 from jaxcifar.config.train import MODEL_NAMES
 from jaxcifar.core.models import MODELS
 
@@ -57,24 +57,16 @@ def test_options_come_back_from_json_and_from_a_command_line(tmp_path_factory, *
     ("changes", "message"),
     [
         ({"model": "alexnet"}, "--model must be one of vgg16, vgg16_bn, resnet50_layer4, got"),
-        ({"dataset": "mnist"}, "--dataset must be one of cifar10, cifar100, digits, folder:PATH"),
-        ({"dataset": "folder:"}, "--dataset must be one of"),
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"epochs": True}, "--epochs must be a whole number"),
-        ({"batch_size": -1}, "--batch-size must be at least 1"),
         ({"learning_rate": float("nan")}, "--learning-rate must be a positive number"),
-        ({"learning_rate": float("inf")}, "--learning-rate must be a positive number"),
         ({"learning_rate": "fast"}, "--learning-rate must be a number"),
         ({"decay_rate": 0.0}, "--decay-rate must be above 0"),
-        ({"decay_epochs": 0}, "--decay-epochs must be at least 1"),
         ({"dropout_rate": 1.0}, "--dropout-rate must be at least 0 and below 1"),
-        ({"val_fraction": 1.0}, "--val-fraction must be at least 0 and below 1"),
         ({"seed": -1}, "--seed must be between"),
-        ({"keep": 0}, "--keep must be at least 1"),
         ({"checkpoint_every": -5}, "--checkpoint-every must be 0 or more"),
         ({"resume": True}, "--resume needs --workdir"),
         ({"ema": True}, "--ema selects among the weights of --init-from"),
-        ({"num_processes": 2}, "--coordinator HOST:PORT needs --num-processes and --process-id"),
         ({"coordinator": "h:1"}, "--coordinator HOST:PORT needs --num-processes and --process-id"),
         (TWO | {"coordinator": "host"}, "--coordinator must be HOST:PORT or auto"),
         (TWO | {"process_id": 2}, "--process-id must be from 0 to --num-processes 2 less one, got"),
@@ -93,15 +85,6 @@ def test_a_broken_configuration_file_is_named(tmp_path, text):
         TrainConfig.from_json(path)
 
 
-def test_fractions_are_numbers():
-    assert fraction("1/3") == 1 / 3
-    assert fraction("1e-3") == 1e-3
-    for text in ("1/0", "a third", "", "1/x", "1//2"):
-        with pytest.raises(ValueError, match="not a number"):
-            fraction(text)
-
-
 def test_what_belongs_to_one_process_is_not_saved():
     config, of_process = TrainConfig(), {"coordinator", "num_processes", "process_id"}
     assert vars(config).keys() - config.to_dict().keys() == of_process
-    assert config.to_dict().keys() < vars(config).keys()

@@ -86,7 +86,6 @@ def test_files_keep_every_bit_and_force_replaces_all_but_the_input(name, checkpo
         ("there.ckpt", [], "there.ckpt exists already: choose another name, or --force"),
         ("folder", ["--force"], "is a folder and no checkpoint"),
         ("resnet", [], "resnet: unknown format; use .ckpt, .pt, .pth, .safetensors or .stablehlo"),
-        ("x.onnx", [], "x.onnx: unknown format"),
         ("nowhere/x.ckpt", [], "nowhere: create it first"),
         ("/proc/x.ckpt", [], "/proc cannot be written to"),
         ("x.ckpt", ["--ema"], "--ema is for torch files"),

@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 from jaxcifar import TrainConfig, UserError, cli, train_and_evaluate
 from jaxcifar.files import weights
 from jaxcifar.files.run import RunDirectory
-from tests.conftest import assert_same, run_config
-from tests.data.test_folder import write, write_pets
-
-
-@pytest.fixture
-def pets(tmp_path):
-    return write_pets(tmp_path / "pets")
+from tests.conftest import assert_same, run_config, write_image
 
 
 @given(path=st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1))
@@ -34,11 +28,12 @@ def test_a_run_is_named_after_its_folder(path):
 
 
 @pytest.mark.parametrize(
-    ("path", "name"), [("data/my pets/", "my_pets"), ("~/..", "home"), ("/", "folder"), (".x", "x")]
+    ("dataset", "name"),
+    [("cifar10", "cifar10"), ("folder:data/my pets/", "my_pets"), ("folder:~/..", "home")],
 )
-def test_names_of_runs(path, name, monkeypatch):
+def test_names_of_runs(dataset, name, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    run = RunDirectory.for_run(TrainConfig(dataset=f"folder:{path}")).path
+    run = RunDirectory.for_run(TrainConfig(dataset=dataset)).path
     assert run.name.startswith(f"{name}-vgg16-")
 
 
@@ -70,9 +65,9 @@ def test_a_moved_folder_is_followed(train, pets):
 
 def test_a_resumed_run_has_the_same_data(train, pets):
     train()
-    write(pets / "train" / "ant" / "a.jpeg", (250, 0, 0), (64, 33))
+    write_image(pets / "train" / "ant" / "a.jpeg", (250, 0, 0), (64, 33))
     assert_refused(train, "it has as many training images, but other ones")
-    write(pets / "train" / "ant" / "c.png", (250, 0, 0), (64, 33))
+    write_image(pets / "train" / "ant" / "c.png", (250, 0, 0), (64, 33))
     assert_refused(train, "it has 7 training images, and had 6")
     for split in ("train", "test"):
         (pets / split / "ant").rename(pets / split / "emu")
@@ -119,6 +114,6 @@ def test_weights_for_other_classes_get_a_new_head(pets, checkpoint, tmp_path, ca
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     with pytest.raises(UserError, match=f"has 10 classes, {dataset} has 3$"):
         cli.call("evaluate", ["--checkpoint", source, "--dataset", dataset])
-    write(pets / "train" / "ant" / "c.png", (250, 0, 0))
+    write_image(pets / "train" / "ant" / "c.png", (250, 0, 0))
     with pytest.raises(UserError, match="it has 7 training images, and had 6"):
         train_and_evaluate(run_config(run, **options, resume=True, epochs=2))

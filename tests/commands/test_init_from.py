@@ -100,8 +100,6 @@ def test_weights_that_do_not_fit_are_refused(checkpoint, tmp_path):
     source = {"init_from": str(checkpoint)}
     with pytest.raises(UserError, match="is resnet50_layer4, not vgg16"):
         train_and_evaluate(run_config(tmp_path / "a", model="vgg16", **source))
-    with pytest.raises(UserError, match="--ema is for torch files"):
-        train_and_evaluate(run_config(tmp_path / "a", ema=True, **source))
     with pytest.raises(FileNotFoundError):
         train_and_evaluate(run_config(tmp_path / "b", init_from=str(tmp_path / "none.ckpt")))
     assert not list(tmp_path.iterdir())

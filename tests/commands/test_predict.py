@@ -105,9 +105,7 @@ def test_an_image_on_stdin(call, folder, monkeypatch, capsys):
     assert "stdin is closed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("dataset", "count"), [(None, 10), ("cifar10", 10), ("digits", 10), (None, 7)]
-)
+@pytest.mark.parametrize(("dataset", "count"), [(None, 10), ("digits", 10), (None, 7)])
 def test_classes_without_names(dataset, count, caplog):
     loaded = weights.Weights("vgg16", count, {}, dataset=dataset)
     with caplog.at_level("INFO", "jaxcifar"):

@@ -86,7 +86,6 @@ def test_output_logs_and_checkpoints(tmp_path, capsys):
     assert [r["split"] for r in records] == ["train", "train", "val"] * 2 + ["test"]
     assert [r["step"] for r in records] == [2, 4, 4, 6, 8, 8, 8]
     assert records[0]["learning_rate"] == pytest.approx(1e-3)
-    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     assert RunDirectory(tmp_path).read_config().val_fraction == 0.2
 
     # The last one and, if it is another, the best on the validation images.

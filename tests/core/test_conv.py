@@ -1,4 +1,4 @@
-"""Every convolution algorithm against XLA's own and against numpy."""
+"""Every convolution algorithm against XLA's own; the tests of parity compare that with torch's."""
 
 from functools import partial
 
@@ -14,12 +14,6 @@ from jaxcifar.core.conv.matmul import matmul
 from jaxcifar.core.conv.winograd import winograd
 
 WINOGRAD_BOUNDS = {"float32": 1e-4, "bfloat16": 2**-8, "float64": 1e-13}  # exact in float64
-
-
-def numpy_conv2d(x, kernel, stride, padding):
-    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], axis=(1, 2))
-    return np.einsum("nhwcij,ijcf->nhwf", windows[:, ::stride, ::stride], kernel)
 
 
 def draw(seed, *shapes, dtype="float32"):
@@ -54,12 +48,10 @@ def assert_close(ours, expected, bound):
     padding=st.integers(0, 3),
     channels=st.integers(1, 4),
 )
-def test_plain_algorithms_equal_numpy(height, width, kernel_size, stride, padding, channels):
+def test_plain_algorithms_equal_xlas(height, width, kernel_size, stride, padding, channels):
     assume(min(height, width) + 2 * padding >= kernel_size)
     x, kernel = draw(height, (2, height, width, channels), (kernel_size, kernel_size, channels, 3))
     plain = run("xla", x, kernel, stride, padding)
-    expected = numpy_conv2d(x, kernel, stride, padding)
-    np.testing.assert_allclose(plain[0], expected, rtol=1e-5, atol=1e-5)
     for name in ("dense", "matmul") if kernel_size == 1 and padding == 0 else ("dense",):
         ours = run(name, x, kernel, stride, padding)
         equal = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4, err_msg=name)

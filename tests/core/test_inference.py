@@ -41,7 +41,6 @@ def test_every_image_is_covered_once_in_batches_of_one_size(
     expected = np.asarray(state.apply_fn(variables, normalize(jnp.asarray(images)), train=False))
     assert (ours.shape, ours.dtype) == ((count, 10), np.float32)
     np.testing.assert_allclose(ours, expected[:count], atol=1e-5 * np.abs(expected).max())
-    np.testing.assert_array_equal(ours.argmax(1), expected[:count].argmax(1))
 
 
 def test_images_of_another_shape_or_dtype_are_refused(images):

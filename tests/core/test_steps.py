@@ -1,4 +1,4 @@
-"""The pure step, the schedule and the order of the images."""
+"""The pure step and the order of the images."""
 
 from functools import partial
 
@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jaxcifar import data
 from jaxcifar.core import steps
@@ -25,14 +23,6 @@ def digits(count):
 
 def start(learning_rate=1e-3, dtype="float32"):
     return create_state(jax.random.key(0), Tiny(dtype=dtype), make_optimizer(learning_rate))
-
-
-@settings(deadline=None, max_examples=20)
-@given(rate=st.floats(0.05, 1), every=st.integers(1, 50), at=st.integers(0, 500))
-def test_schedule_is_a_staircase(rate, every, at):
-    schedule = jax.jit(make_schedule(1e-3, decay_rate=rate, decay_steps=every))
-    expected = np.float32(1e-3 * rate ** (at // every))
-    assert np.isclose(schedule(at), expected, rtol=1e-4, atol=1e-30)
 
 
 def test_epoch_order_is_a_permutation_of_key_and_epoch():

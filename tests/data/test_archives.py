@@ -12,7 +12,7 @@ import pytest
 from tensorflow_datasets.core.download import resource
 
 from jaxcifar.data import archives, cifar
-from jaxcifar.data.archives import CIFAR10, CIFAR100
+from jaxcifar.data.archives import CIFAR10
 from tests.data import cifar_files as files
 
 PYTHON, BINARY = CIFAR10.folders
@@ -77,30 +77,22 @@ def overwritten(content):
     return lambda path: path.write_bytes(content + path.read_bytes()[len(content) :])
 
 
-def replaced(content):
-    return lambda path: path.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("file", "damage", "reason"),
     [
         (f"{PYTHON}/data_batch_3", files.truncate, "(data_batch_3 has md5"),
-        (f"{PYTHON}/data_batch_2", files.flip_a_bit, "(data_batch_2 has md5"),
         (f"{PYTHON}/batches.meta", files.flip_a_bit, "(batches.meta has md5"),
         (f"{PYTHON}/data_batch_3", Path.unlink, "-py/data_batch_3'"),
         (f"{BINARY}/data_batch_3.bin", files.truncate, "-bin/data_batch_3.bin is damaged"),
         (f"{BINARY}/data_batch_3.bin", Path.unlink, "-bin/data_batch_3.bin'"),
         (f"{BINARY}/test_batch.bin", overwritten(b"\x0a"), "(label 10,"),
-        ("cifar-100-binary/test.bin", overwritten(b"\x00\x64"), "(label 100,"),
-        (f"{BINARY}/batches.meta.txt", replaced(b""), "(0 class names"),
-        (f"{BINARY}/batches.meta.txt", replaced(b"airplane\nautomobile\n"), "(2 class names"),
-        (f"{BINARY}/batches.meta.txt", replaced(b"\xff" + b"\n\xff" * 9), "('utf-8' codec"),
+        (f"{BINARY}/batches.meta.txt", partial(Path.write_bytes, data=b"a\nb"), "(2 class names"),
+        (f"{BINARY}/batches.meta.txt", partial(Path.write_bytes, data=b"\xff"), "('utf-8' codec"),
     ],
 )
-def test_a_damaged_folder_is_refused(file, damage, reason, rng, tmp_path):
-    source = CIFAR100 if "100" in file else CIFAR10
-    source = files.write(tmp_path, files.make_dataset(rng, source), source)
-    path = tmp_path / file
+def test_a_damaged_folder_is_refused(file, damage, reason, official):
+    folder, source = official
+    path = folder / file
     damage(path)
     message = files.refusal(archives.read, path.parent, source)
     assert str(path.parent if file.startswith(PYTHON) else path) in message

@@ -4,37 +4,10 @@ import os
 import shutil
 
 import numpy as np
-import pytest
-from PIL import Image
 
 from jaxcifar import data
-from jaxcifar.errors import difference
+from tests.conftest import COLOURS, write_image
 from tests.data import cifar_files
-
-COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "Cat": (0, 0, 255)}  # sorted: Cat, ant, bee
-
-
-def write(path, colour, size=(32, 32), mode="RGB"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).convert(mode).save(path)
-
-
-def write_pets(path):
-    """Write two training images and a test image of each class, each class in its own colour."""
-    for name, colour in COLOURS.items():
-        write(path / "train" / name / "b.PNG", colour, (7, 50), "RGBA")
-        write(path / "train" / name / "a.jpeg", colour, (64, 33))
-        write(path / "test" / name / "1.bmp", colour, (1, 1), "P")
-    for name in (".thumbnails/a.png", "README.md", "ant/.a.png", "ant/._a.jpeg", "ant/Thumbs.db"):
-        (path / "train" / name).parent.mkdir(exist_ok=True)
-        (path / "train" / name).write_text("not an image: to be skipped")
-    (path / "train" / "ant" / "folder.png").mkdir()
-    return path
-
-
-@pytest.fixture
-def pets(tmp_path):
-    return write_pets(tmp_path / "pets")
 
 
 def refusal(path):
@@ -68,8 +41,6 @@ def test_unreadable_files_are_counted(pets):
 def test_another_layout_is_refused(pets, tmp_path):
     (pets / "test" / "bee").rename(pets / "test" / "wasp")
     assert "only in train: bee; only in test: wasp" in refusal(pets)
-    shutil.rmtree(pets / "test" / "wasp")
-    assert refusal(pets).endswith("only in train: bee")
     assert "there is no folder" in refusal(tmp_path / "nowhere")
     assert f"put the images into {tmp_path}/train/CLASS and" in refusal(tmp_path)
     image = pets / "test" / "ant" / "1.bmp"
@@ -77,10 +48,10 @@ def test_another_layout_is_refused(pets, tmp_path):
     assert f"{pets}/test/ant has no images (.png, " in refusal(pets)
     for split in ("train", "test"):
         shutil.rmtree(pets / split)
-        write(pets / split / "loose.png", (0, 0, 0))
+        write_image(pets / split / "loose.png", (0, 0, 0))
     assert f"{pets}/train has no folders" in refusal(pets)
     for split in ("train", "test"):
-        write(pets / split / "only" / "1.png", (0, 0, 0))
+        write_image(pets / split / "only" / "1.png", (0, 0, 0))
     assert "has the class only only: add another one" in refusal(pets)
 
 
@@ -89,9 +60,3 @@ def test_a_home_is_found_and_class_names_are_printable(pets, monkeypatch):
     for split in ("train", "test"):
         (pets / split / "bee").rename(pets / split / os.fsdecode(b"bee\n\xff"))
     assert data.load("folder:~/pets").class_names == ("Cat", "ant", "bee ?")
-
-
-def test_the_difference_between_two_lists():
-    assert difference("abc", "abc", "x", "y") == ""
-    assert difference("ab", "ba", "x", "y") == "they are in another order"
-    assert difference("abcdefgh", "h", "x", "y") == "only in x: a, b, c, d, e and 2 more"

@@ -36,16 +36,6 @@ def test_the_directory_of_another_run_is_left_alone(tmp_path):
             other.check_resumes(saved, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "name"),
-    [("cifar10", "cifar10"), ("folder:a/My pets!", "My_pets"), ("folder:/", "folder")],
-)
-def test_a_directory_is_named_after_the_data_and_the_model(dataset, name):
-    path = RunDirectory.for_run(TrainConfig(dataset=dataset)).path
-    assert path.parts[0] == "runs"
-    assert path.name.startswith(f"{name}-vgg16-20")
-
-
 def test_records_beyond_the_checkpoint_are_dropped(tmp_path):
     path = tmp_path / METRICS_FILE
     path.write_text('{"step": 1, "split": "train"}\n{"step": 9, "split": "train"}\n{"step": 1')

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxcifar.core.models import MODELS, create_model
 from jaxcifar.files import torch_names
 from jaxcifar.files.torch_names import PortError, to_flax, to_torch
-from tests.conftest import assert_same, loaded_by, random_variables
+from tests.conftest import assert_same, random_variables
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -20,6 +20,7 @@ def test_the_map_is_torchs_in_both_directions(name):
     from tests.porting import files, torch_reference
 
     module, model = torch_reference.random_module(name), create_model(name)
+    assert torch_names.identify(module.state_dict(), None, "x") == (name, 10)
     variables = to_flax(module.state_dict(), model)
     assert_same(variables, torch_reference.to_flax(module.state_dict(), module))
     assert all(leaf.flags.c_contiguous for leaf in jax.tree.leaves(variables))
@@ -70,15 +71,3 @@ def test_all_that_does_not_fit_is_in_one_error():
         to_torch(variables, model)
     with pytest.raises(PortError, match=re.escape(words)):
         to_flax(torch_names.torch_view(variables), model)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_model_is_identified_by_its_keys(name):
-    for num_classes, expected_name in ((10, None), (7, None), (10, name)):
-        options = {"num_classes": num_classes}
-        state_dict = to_torch(random_variables(name, **options), create_model(name, **options))
-        assert torch_names.identify(state_dict, expected_name, "x") == (name, num_classes)
-
-
-def test_the_map_and_the_port_load_no_torch():
-    assert loaded_by("jaxcifar.port, jaxcifar.files.weights", ("torch",)) == []

@@ -81,8 +81,7 @@ DOUBLE = VGG | {FIRST: VGG[FIRST].double()}  # exact in float32
 HEAD = {"fc.weight": NUMBER.expand(100, 1024), "fc.bias": NUMBER.expand(100)}
 HUNDRED = files.hollow("resnet50_layer4") | HEAD
 NAMES = ["state_dict", "model_state_dict", "model", "net"]
-PREFIXES = [["module."], ["_orig_mod."], ["model."], ["module.", "_orig_mod."]]
-PREFIXES += [["model.", "_orig_mod.", "module."]]
+PREFIXES = [["module."], ["model.", "_orig_mod.", "module."]]
 PREFIXED = [
     (content, VGG, [f"in.ckpt: took {prefix} off every key\n" for prefix in prefixes])
     for prefixes in PREFIXES
@@ -144,12 +143,6 @@ def test_adams_state_arrives(capsys):
     files.assert_equal(module.state_dict(), torch.load("out.ckpt"))
 
 
-def without(entry):
-    adam = hollow_adam()
-    del adam["param_groups"][0][entry]
-    return adam
-
-
 MOMENTUM = {"momentum_buffer": torch.zeros(1)}  # of SGD
 NUMBERS = {"step": 1, "exp_avg": 0, "exp_avg_sq": 0}
 
@@ -159,41 +152,26 @@ NUMBERS = {"step": 1, "exp_avg": 0, "exp_avg_sq": 0}
     [
         (hollow_adam() | {"state": dict.fromkeys(range(32), MOMENTUM)}, "is not Adam"),
         (hollow_adam(weight_decay=0.01), "has weight_decay 0.01, training has 0"),
-        (hollow_adam(amsgrad=True), "has amsgrad True"),
         (hollow_adam(betas=(0.5, 0.999)), "has betas (0.5, 0.999)"),
-        (hollow_adam(betas=None), "betas"),
         (hollow_adam(params=[*range(31), "last"]), ""),
         (hollow_adam(lr="fast"), ""),
         (hollow_adam(step=float("nan")), "step"),
         (hollow_adam(step=1e12), "step"),
-        (hollow_adam(step=float("inf")), ""),
         (hollow_adam(lr=10**400), ""),
-        (hollow_adam(weight_decay=torch.ones(2)), ""),
         (hollow_adam(torch.tensor(1 / 3, dtype=torch.float64)), "is float64"),
         (hollow_adam(torch.zeros(()).to(torch.float8_e4m3fn)), "float8"),
-        (hollow_adam(count=0), "a state for 0 of 32 parameters"),
         (hollow_adam(count=31), "a state for 31 of 32 parameters"),
-        (without("lr"), ""),
-        (without("params"), ""),
+        (hollow_adam() | {"param_groups": [{}]}, ""),
         (hollow_adam() | {"param_groups": [1]}, ""),
-        (hollow_adam() | {"param_groups": "one"}, ""),
         (hollow_adam() | {"param_groups": None}, "no param_groups"),
         (hollow_adam() | {"state": dict.fromkeys(range(32), NUMBERS)}, ""),
         ([1, 2], "is not the state dict of one optimizer"),
-        ({"state": 3}, ""),
     ],
 )
 def test_an_optimizer_that_cannot_be_continued_is_left(capsys, optimizer, words):
     printed = takes(capsys, {"state_dict": VGG, "optimizer": optimizer})
     assert "Warning: in.ckpt: left the optimizer: " in printed
     assert words in printed
-
-
-@pytest.mark.parametrize("optimizer", [torch.ones(3), torch.ones(1), "adam"])
-def test_something_else_in_the_optimizers_place_is_ignored(capsys, optimizer):
-    printed = takes(capsys, {"state_dict": VGG, "optimizer": optimizer})
-    assert "took state_dict" in printed
-    assert "moments" not in printed
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -34,10 +34,8 @@ def against(monkeypatch):
     [
         (FORWARD + "super().forward(x) * 1.001", "outputs differ from torch's, first logits"),
         (FORWARD + "super().forward(x)[:, :9]", "first logits"),
-        (FORWARD + "super().forward(x) * 0", "first logits"),
         (INIT + "super().__init__(); self.classifier[3] = nn.Identity()", "first classifier.3"),
         (FORWARD + "(super().forward(x),)", "no single tensor of logits: nothing was written"),
-        (FORWARD + "{'logits': torch.zeros(len(x), 10)}", "no single tensor of logits"),
         (FORWARD + "1 / 0  # no way\n", "torch's model fails: ZeroDivisionError"),
         (INIT + "raise RuntimeError('no\\nway')", "RuntimeError: no way"),
         (INIT + "super().__init__(batch_norm=True)", "does not take these weights"),
@@ -45,7 +43,6 @@ def against(monkeypatch):
         ("    pass\n)", "SyntaxError"),
         ("    pass\ndel Mine", "mine.py:Mine: AttributeError"),
         ("    pass\nMine = dict", "gives a dict, no module"),
-        ("    pass\nclass Mine:\n    def load_state_dict(self, *_, **__): pass", "no module"),
     ],
 )
 def test_another_torch_class_is_told_apart(checkpoints, against, body, words):

@@ -38,8 +38,8 @@ def test_a_pickle_that_would_run_code_is_refused(zipped, function, name, place):
     assert Path("ran").exists()  # so it would have run
 
 
-LOOP, LOOP_BESIDE = {}, dict(VGG)
-LOOP["state_dict"], LOOP_BESIDE["state_dict"] = LOOP, LOOP_BESIDE
+LOOP = {}
+LOOP["state_dict"] = LOOP
 HEAD = {
     "classifier.5.weight": NUMBER.expand(10**10, 512),
     "classifier.5.bias": NUMBER.expand(10**10),
@@ -52,39 +52,25 @@ CONTENTS = [
     (torch.nn.Linear(1, 1), "linear.Linear", "save model.state_dict() alone"),
     (OTHER, "is no known model; the nearest is", " unexpected: conv1.weight (64, 3, 7, 7)"),
     (SEVERAL, "in.ckpt is no known model; the nearest is vgg16: 1 missing: features.2.bias (64,)"),
-    (SEVERAL, "1 unexpected: features.99.bias (7,)", f"{FIRST} (64, 3, 5, 5), expected (64, 3"),
     (ONE_PREFIX, f"1 unexpected: module.{FIRST} (64, 3, 3, 3)"),
     (VGG | {"padding": NUMBER.expand(10**10)}, "1 unexpected: padding (10000000000,)"),
     (VGG | HEAD, "10000000000 classes"),
     (LOOP, "holds no state dict"),
-    (LOOP_BESIDE, "'state_dict' is a dict, expected a tensor"),
-    ({"net": {"net": {"net": {"net": {"net": VGG}}}}}, "holds no state dict"),
     (VGG | {FIRST: torch.full(SHAPE, 1 / 3, dtype=torch.float64)}, f"{FIRST} is float64"),
-    (VGG | {FIRST: torch.full(SHAPE, 1e300, dtype=torch.float64)}, f"{FIRST} is float64"),
     (VGG | {FIRST: torch.zeros(SHAPE, dtype=torch.int8)}, f"{FIRST} is int8"),
-    (VGG | {FIRST: torch.zeros(SHAPE, dtype=torch.bool)}, f"{FIRST} is bool"),
     (VGG | {FIRST: torch.zeros(SHAPE, dtype=torch.complex64)}, f"{FIRST} is complex64"),
     (VGG | {FIRST: torch.zeros(SHAPE).to(torch.float8_e4m3fn)}, f"{FIRST} is", "float8_e4m3fn"),
     (VGG | {FIRST: torch.zeros(SHAPE).to_sparse()}, f"{FIRST} is sparse"),
     (VGG | {FIRST: torch.zeros(SHAPE, device="meta")}, f"{FIRST} is", "meta"),
-    (VGG | {FIRST: torch.zeros(1, *SHAPE)}, f"{FIRST} (1, 64, 3, 3, 3), expected (64, 3, 3, 3)"),
     (VGG | {7: torch.zeros(1)}, "a key is a int, expected a text"),
     (VGG | {"epoch": 3}, "'epoch' is a int, expected a tensor"),
-    (VGG | {"epoch": None}, "'epoch' is a NoneType, expected a tensor"),
-    (VGG | {"lines": ["a"]}, "'lines' is a list, expected a tensor"),
     ([1], "holds a list"),
     ({}, "not a state dict"),
-    (torch.zeros(3), "holds a Tensor"),
     ({"epoch": 1, "loss": 0.5}, "holds no state dict: its entries are epoch, loss"),
-    ({"state_dict": None}, "holds no state dict: its entries are state_dict"),
 ]
-
-
 ASKED = [
     (VGG, "--ema", "EMA"),
-    ({"state_dict": VGG}, "--ema", "EMA"),
     (VGG, "--model=vgg16_bn", "in.ckpt is vgg16, not vgg16_bn: use --model vgg16"),
-    ({"state_dict": VGG}, "--model=vgg16_bn", "in.ckpt is vgg16, not vgg16_bn"),
     (SEVERAL, "--model=resnet50_layer4", "in.ckpt is not resnet50_layer4: 373 missing"),
 ]
 CASES = [(content, "--no-verify", *words) for content, *words in CONTENTS] + ASKED
@@ -143,16 +129,13 @@ def with_pickle(pickled):
 
 NEITHER, UNWRAPPED = "neither a torch file nor a safetensors file", "holds no state dict"
 DEPTH, NAME = 50_000, b"X\x0a\0\0\0state_dict"
-LISTS = b"]" * DEPTH + b"a" * (DEPTH - 1)
 BYTES = [
     (b"", "is empty"),
     (b"epoch 1, loss 2.3\n" * 100, NEITHER),
     (b"PK\x03\x04" + bytes(1000), "is damaged"),
-    (b"\x80\x02}q\x00.", NEITHER),
     (b"\xff" * 7 + b'\x7f{"a":', "no whole safetensors file"),
     (with_pickle((b"}" + NAME) * DEPTH + b"}" + b"s" * DEPTH), UNWRAPPED),
-    (with_pickle(b"}" + NAME + LISTS + b"s"), UNWRAPPED),
-    (with_pickle(LISTS), "holds a list"),
+    (with_pickle(b"]" * DEPTH + b"a" * (DEPTH - 1)), "holds a list"),
     (with_pickle(b"})" + b"\x85" * DEPTH + b"K\x01s"), UNWRAPPED),  # tuples as a key
 ]
 
@@ -209,11 +192,10 @@ def test_a_gigabyte_of_padding_takes_no_memory(name):
     assert peak_memory() - before < 200
 
 
-@pytest.mark.parametrize("value", [torch.zeros(1), 3])
-def test_a_deep_tuple_as_a_key_among_tensors_is_refused(value):
+def test_a_deep_tuple_as_a_key_among_tensors_is_refused():
     key = functools.reduce(lambda inner, _: (inner,), range(5000), ())
     usual = sys.getrecursionlimit()
     sys.setrecursionlimit(50_000)
-    torch.save({key: value, FIRST: torch.zeros(1)}, "in.ckpt")
+    torch.save({key: torch.zeros(1), FIRST: torch.zeros(1)}, "in.ckpt")
     sys.setrecursionlimit(usual)
     assert "in.ckpt" in refused("in.ckpt", "out")

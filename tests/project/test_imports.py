@@ -93,3 +93,9 @@ def test_help_loads_nothing_heavy(command):
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "jaxcifar.cli" in loaded
     assert not loaded & {"jax", "numpy", "flax", "optax", "orbax", "torch", "sklearn", "matplotlib"}
+
+
+def test_imports_load_no_other_framework():
+    heavy = {"torch", "tensorflow", "tensorflow_datasets", "sklearn", "requests"}
+    code = f"import sys, jaxcifar.data, jaxcifar.port; print({heavy} & {{*sys.modules}})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

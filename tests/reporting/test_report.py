@@ -98,7 +98,6 @@ def test_a_report_is_made_again_without_the_data(copy, monkeypatch, capsys):
         lambda path: path.unlink(),
         lambda path: path.write_bytes(path.read_bytes()[:-200]),
         lambda path: change(path, labels=np.zeros(19, np.int32)),
-        lambda path: change(path, mistaken=np.array([20])),
     ],
 )
 def test_lost_or_corrupt_outputs_are_computed_again(damage, run, copy, few_digits, caplog):
