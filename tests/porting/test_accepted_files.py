@@ -8,12 +8,11 @@ from pathlib import Path
 
 import jax
 import pytest
-from safetensors.torch import save_file
 
 from jaxcifar.files import weights
 from tests.conftest import assert_same
 from tests.porting import files
-from tests.porting.files import FIRST, VGG, assert_read, hollow_adam, port, takes, torch
+from tests.porting.files import FIRST, VGG, assert_read, hollow_adam, port, save_file, takes, torch
 from tests.porting.torch_reference import moments, random_module
 
 

@@ -8,13 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 
 from jaxcifar import data
 from jaxcifar.core import augment
 from jaxcifar.files import torch_files, weights
 from jaxcifar.files.digest import sha256
-from tests.porting.files import VGG, Runs, assert_equal, assert_read, listing, port, refused, torch
+from tests.porting.files import (
+    VGG,
+    Runs,
+    assert_equal,
+    assert_read,
+    listing,
+    load_file,
+    port,
+    refused,
+    save_file,
+    torch,
+)
 
 TOOL = Path(__file__).parents[2] / "tools" / "port_torch_ckpt.py"
 

@@ -13,10 +13,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
 
 from jaxcifar import UserError
-from tests.porting.files import FIRST, VGG, Runs, hollow_adam, port, refused, torch
+from tests.porting.files import FIRST, VGG, Runs, hollow_adam, port, refused, save_file, torch
 
 SHAPE = (64, 3, 3, 3)
 NUMBER = torch.zeros(())
