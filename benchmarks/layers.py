@@ -56,9 +56,11 @@ def convolutions(model: str, batch_size: int) -> Counter[Layer]:
     """Count the convolutions of a model by shapes, stride and padding."""
     seen: Counter[Layer] = Counter()
 
-    def record(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
+    def record(
+        x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, **options: Any
+    ) -> jax.Array:
         seen[x.shape, kernel.shape, stride, padding] += 1
-        return conv.conv2d(x, kernel, stride=stride, padding=padding)
+        return conv.conv2d(x, kernel, stride=stride, padding=padding, **options)
 
     layers.conv2d, real = record, layers.conv2d
     try:
@@ -81,7 +83,8 @@ def candidates(layer: Layer) -> Iterator[str]:
     """Yield the chosen algorithm and, unless it takes about a second, XLA's own."""
     image_shape, kernel_shape, stride, padding = layer
     x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (image_shape, kernel_shape))
-    chosen = conv.choose(x, kernel, stride, padding, backend="cpu", exact=False)
+    window = conv.Window.of(kernel, stride, padding)
+    chosen = conv.choose(x, kernel, window, backend="cpu", exact=False)
     yield chosen
     if chosen not in ("xla", "dense"):
         yield "xla"
@@ -94,7 +97,7 @@ def measure(layer: Layer, algorithm: str, dtype: str, repeats: int) -> dict[str,
     kernel = jax.random.normal(jax.random.key(1), kernel_shape, dtype)
 
     def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return conv.ALGORITHMS[algorithm](x, kernel, stride, padding)
+        return conv.ALGORITHMS[algorithm](x, kernel, conv.Window.of(kernel, stride, padding))
 
     dy = jnp.ones_like(jax.jit(run)(x, kernel))
     return {

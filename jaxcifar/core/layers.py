@@ -4,7 +4,7 @@ They compute in the dtype of ``x`` and keep parameters in float32, or float64 wh
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,12 +14,12 @@ from jax import lax
 from jax.nn.initializers import Initializer
 
 from jaxcifar.core.conv import conv2d
+from jaxcifar.core.conv.window import Size, pair
+from jaxcifar.core.norms import per_channel
 
 Layer = Callable[..., Any]  # a constructor of a layer with everything bound but its name
 # torch's default for Conv2d and Linear weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-BATCH_NORM_EPSILON = 1e-5
-BATCH_NORM_MOMENTUM = 0.9  # weight of the old value; torch's 0.1 is that of the new one
 
 
 def _torch_bias(kernel: jax.Array) -> Callable[..., jax.Array]:
@@ -28,7 +28,10 @@ def _torch_bias(kernel: jax.Array) -> Callable[..., jax.Array]:
 
 
 class Sequential(nn.Module):
-    """Apply layers in order, each named by its index, as ``torch.nn.Sequential`` does."""
+    """Apply layers in order, each named by its index, as ``torch.nn.Sequential`` does.
+
+    A layer is a constructor: a class, or a ``functools.partial`` of one.
+    """
 
     layers: Sequence[Layer]
 
@@ -39,107 +42,18 @@ class Sequential(nn.Module):
         return x
 
 
-class Conv(nn.Module):
-    """``torch.nn.Conv2d`` with a square kernel; a ``bias_init`` of None is torch's default."""
-
-    features: int
-    kernel_size: int
-    stride: int = 1
-    padding: int = 0
-    kernel_init: Initializer = torch_uniform
-    bias_init: Initializer | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        kernel = self.param("kernel", self.kernel_init, shape, dtype)
-        bias = self.param("bias", self.bias_init or _torch_bias(kernel), shape[-1:], dtype)
-        y = conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=self.padding)
-        # Added in the dtype of the bias, whose gradient is a sum over all pixels.
-        return (y.astype(dtype) + _per_channel(bias, x)).astype(x.dtype)
-
-
-class Linear(nn.Module):
-    """``torch.nn.Linear``."""
-
-    features: int
-    kernel_init: Initializer = torch_uniform
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        shape, dtype = (x.shape[-1], self.features), jnp.promote_types(x.dtype, jnp.float32)
-        kernel = self.param("kernel", self.kernel_init, shape, dtype)
-        bias = self.param("bias", _torch_bias(kernel), shape[-1:], dtype)
-        return x @ kernel.astype(x.dtype) + _per_channel(bias.astype(x.dtype), x)
-
-
-class BatchNorm(nn.Module):
-    """``torch.nn.BatchNorm1d`` and ``2d``: unlike Flax's, it keeps the unbiased variance."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        channels, dtype = (x.shape[-1],), jnp.promote_types(x.dtype, jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, channels, dtype)
-        bias = self.param("bias", nn.initializers.zeros, channels, dtype)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, dtype)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels, dtype)
-        batches = self.variable("batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int32)
-        if not train:
-            factor = scale * lax.rsqrt(running_var.value + BATCH_NORM_EPSILON)
-            mean, factor, bias = (_per_channel(v, x) for v in (running_mean.value, factor, bias))
-            return ((x.astype(dtype) - mean) * factor + bias).astype(x.dtype)
-        count = x.size // x.shape[-1]
-        if count < 2:  # as torch does
-            raise ValueError(f"BatchNorm cannot train on one value per channel, shape {x.shape}")
-        y, mean, var = _normalize(x, scale, bias)
-        if not self.is_initializing():
-            for running, new in (running_mean, mean), (running_var, var * (count / (count - 1))):
-                old = BATCH_NORM_MOMENTUM * running.value
-                running.value = old + (1 - BATCH_NORM_MOMENTUM) * new
-            batches.value += 1
-        return y
-
-
-def _per_channel(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """Reshape a value per channel to the rank of ``x``; rank promotion may be an error."""
-    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
-
-
-def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
-    axes = tuple(range(x.ndim - 1))
-    wide = x.astype(scale.dtype)
-    mean = jnp.mean(wide, axes)
-    centered = wide - _per_channel(mean, x)
-    var = jnp.mean(jnp.square(centered), axes)
-    inverse = lax.rsqrt(var + BATCH_NORM_EPSILON)
-    y = centered * _per_channel(inverse * scale, x) + _per_channel(bias, x)
-    return (y.astype(x.dtype), mean, var), (x, mean, inverse, scale)
-
-
-def _normalize_backward(residuals: Any, cotangents: Any) -> Any:
-    """Closed form with two sums over the batch; automatic differentiation has five."""
-    x, mean, inverse, scale = residuals
-    dy = cotangents[0].astype(scale.dtype)  # none flow through the mean and the variance
-    axes = tuple(range(x.ndim - 1))
-    normalized = (x.astype(scale.dtype) - _per_channel(mean, x)) * _per_channel(inverse, x)
-    d_bias = jnp.sum(dy, axes)
-    d_scale = jnp.sum(dy * normalized, axes)
-    count = x.size // x.shape[-1]
-    centered = dy - _per_channel(d_bias / count, x) - normalized * _per_channel(d_scale / count, x)
-    return (centered * _per_channel(inverse * scale, x)).astype(x.dtype), d_scale, d_bias
-
-
-# Of x, scale and bias: the normalized x, the mean and the biased variance.
-_normalize = jax.custom_vjp(lambda *arguments: _normalize_forward(*arguments)[0])
-_normalize.defvjp(_normalize_forward, _normalize_backward)
-
-
-class ReLU(nn.Module):
-    """``torch.nn.ReLU``."""
+class Identity(nn.Module):
+    """``torch.nn.Identity``."""
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return nn.relu(x)
+        return x
+
+
+class Flatten(nn.Module):
+    """``torch.nn.Flatten`` in torch's order: the channels of an image come before its pixels."""
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)
 
 
 class Dropout(nn.Module):
@@ -152,20 +66,92 @@ class Dropout(nn.Module):
         return nn.Dropout(self.rate)(x, deterministic=not train)
 
 
-class MaxPool(nn.Module):
-    """``torch.nn.MaxPool2d``, which pads with minus infinity."""
+class Conv(nn.Module):
+    """``torch.nn.Conv2d``; a ``bias_init`` of None is torch's default."""
 
-    window: int
-    stride: int
-    padding: int = 0
+    features: int
+    kernel_size: Size
+    stride: Size = 1
+    padding: Size | str = 0
+    dilation: Size = 1
+    groups: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = torch_uniform
+    bias_init: Initializer | None = None
 
+    @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # on CPU, bfloat16 is slow here
-        if self.padding:
-            sides = (self.padding, self.padding)
-            y = jnp.pad(y, ((0, 0), sides, sides, (0, 0)), constant_values=-jnp.inf)
-        for axis in (1, 2):  # shifted views, whose gradient is much cheaper than reduce_window's
-            end = (y.shape[axis] - self.window) // self.stride * self.stride + 1
-            views = [lax.slice_in_dim(y, i, i + end, self.stride, axis) for i in range(self.window)]
-            y = reduce(jnp.maximum, views)
-        return y.astype(x.dtype)
+        shape = (*pair(self.kernel_size), x.shape[-1] // self.groups, self.features)
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, dtype)
+        y = conv2d(
+            x,
+            kernel.astype(x.dtype),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        return _add_bias(self, y, kernel, self.bias_init) if self.use_bias else y
+
+
+class ConvTranspose(nn.Module):
+    """``torch.nn.ConvTranspose2d``; the kernel is ``(H, W, out / groups, in)``.
+
+    These are torch's axes in the order of Conv's, so the port treats both alike.
+    """
+
+    features: int
+    kernel_size: Size
+    stride: Size = 1
+    padding: Size = 0
+    output_padding: Size = 0
+    groups: int = 1
+    use_bias: bool = True
+    dilation: Size = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            split = f"{x.shape[-1]} to {self.features}"
+            raise ValueError(f"ConvTranspose cannot split {split} channels by {self.groups}")
+        shape = (*pair(self.kernel_size), self.features // self.groups, x.shape[-1])
+        dtype, dilations = jnp.promote_types(x.dtype, jnp.float32), pair(self.dilation)
+        kernel = self.param("kernel", torch_uniform, shape, dtype)
+        # The same as a convolution: flipped, and inputs and outputs of each group swapped.
+        swapped = jnp.flip(kernel, (0, 1)).reshape(*shape[:3], self.groups, -1)
+        swapped = swapped.transpose(0, 1, 4, 3, 2).reshape(*shape[:2], -1, self.features)
+        sizes = zip(shape, dilations, pair(self.padding), pair(self.output_padding), strict=False)
+        paddings = [(d * (k - 1) - p, d * (k - 1) - p + extra) for k, d, p, extra in sizes]
+        y = lax.conv_general_dilated(
+            *(x, swapped.astype(x.dtype), (1, 1), paddings, pair(self.stride), dilations),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        return _add_bias(self, y, kernel) if self.use_bias else y
+
+
+def _add_bias(
+    layer: nn.Module, y: jax.Array, kernel: jax.Array, init: Initializer | None = None
+) -> jax.Array:
+    """Add in the dtype of the bias, whose gradient is a sum over all pixels."""
+    bias = layer.param("bias", init or _torch_bias(kernel), y.shape[-1:], kernel.dtype)
+    return (y.astype(kernel.dtype) + per_channel(bias, y)).astype(y.dtype)
+
+
+class Linear(nn.Module):
+    """``torch.nn.Linear``."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Initializer = torch_uniform
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        shape, dtype = (x.shape[-1], self.features), jnp.promote_types(x.dtype, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, dtype)
+        y = x @ kernel.astype(x.dtype)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", _torch_bias(kernel), shape[-1:], dtype)
+        return y + per_channel(bias.astype(x.dtype), x)

@@ -11,7 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcifar.core.layers import BatchNorm, Conv, Layer, Linear, MaxPool, ReLU, Sequential
+from jaxcifar.core.activations import ReLU
+from jaxcifar.core.layers import Conv, Layer, Linear, Sequential
+from jaxcifar.core.norms import BatchNorm
+from jaxcifar.core.pooling import MaxPool
 
 xavier_uniform = nn.initializers.xavier_uniform()  # of all kernels
 LAYERS = {  # (mid, out, downsample) of each block

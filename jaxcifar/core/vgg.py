@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import variance_scaling, zeros
 
-from jaxcifar.core.layers import BatchNorm, Conv, Dropout, Layer, Linear, MaxPool, ReLU, Sequential
+from jaxcifar.core.activations import ReLU
+from jaxcifar.core.layers import Conv, Dropout, Layer, Linear, Sequential
+from jaxcifar.core.norms import BatchNorm
+from jaxcifar.core.pooling import MaxPool
 
 POOL = 0
 CONFIGURATION = (64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL, *(512, 512, 512, POOL) * 2)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxcifar.core.conv import ALGORITHMS, choose, conv2d
+from jaxcifar.core.conv import ALGORITHMS, Window, choose, conv2d
 from jaxcifar.core.conv.matmul import matmul
 from jaxcifar.core.conv.winograd import winograd
+from jaxcifar.layers import Conv
 
 WINOGRAD_BOUNDS = {"float32": 1e-4, "bfloat16": 2**-8, "float64": 1e-13}  # exact in float64
 
@@ -29,8 +30,8 @@ def result_and_gradients(function, x, kernel):
 
 
 def run(algorithm, x, kernel, stride, padding):
-    function = partial(ALGORITHMS[algorithm], stride=stride, padding=padding)
-    return result_and_gradients(function, x, kernel)
+    window = Window.of(kernel, stride, padding)
+    return result_and_gradients(partial(ALGORITHMS[algorithm], window=window), x, kernel)
 
 
 def assert_close(ours, expected, bound):
@@ -72,7 +73,9 @@ def test_winograd_is_within_its_bound(rows, columns, padding, channels, features
     shapes = (2, height, width, channels), (3, 3, channels, features)
     with jax.enable_x64(dtype == "float64"):
         x, kernel = draw(channels, *shapes, dtype=dtype)
-        ours = result_and_gradients(partial(winograd, padding=padding), x, kernel)
+        ours = result_and_gradients(
+            partial(winograd, paddings=((padding, padding),) * 2), x, kernel
+        )
         wide = (a.astype(jnp.promote_types(dtype, "float32")) for a in (x, kernel))
         assert ours[0].dtype == dtype
         assert_close(ours, run("xla", *wide, 1, padding), WINOGRAD_BOUNDS[dtype])
@@ -104,11 +107,12 @@ def test_the_choice_and_its_gradients(size, channels, kernel_size, stride, paddi
     x, kernel = draw(1, (3, size, size, channels), (kernel_size, kernel_size, channels, 5))
     exact = "xla" if expected == "winograd" else expected
     wide = jax.ShapeDtypeStruct(x.shape, jnp.float64)
-    assert choose(x, kernel, stride, padding, backend="cpu", exact=False) == expected
-    assert choose(x, kernel, stride, padding, backend="cpu", exact=True) == exact
-    assert choose(wide, kernel, stride, padding, backend="cpu", exact=False) == exact
+    window = Window.of(kernel, stride, padding)
+    assert choose(x, kernel, window, backend="cpu", exact=False) == expected
+    assert choose(x, kernel, window, backend="cpu", exact=True) == exact
+    assert choose(wide, kernel, window, backend="cpu", exact=False) == exact
     for backend in ("gpu", "tpu"):
-        assert choose(x, kernel, stride, padding, backend=backend, exact=False) == "xla"
+        assert choose(x, kernel, window, backend=backend, exact=False) == "xla"
     convolve = jax.jit(partial(conv2d, stride=stride, padding=padding))
     ours = result_and_gradients(convolve, x, kernel)
     plain = run("xla", x, kernel, stride, padding)
@@ -117,3 +121,47 @@ def test_the_choice_and_its_gradients(size, channels, kernel_size, stride, paddi
         assert np.array_equal(convolve(x, kernel), plain[0]) == (expected == "xla")
         with jax.default_matmul_precision("highest"):
             np.testing.assert_array_equal(convolve(x, kernel), plain[0])
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "kernel_size", "options", "expected"),
+    [
+        ((8, 8), 16, 3, {"padding": "same"}, "winograd"),
+        ((8, 4), 16, 3, {"padding": (1, 3)}, "winograd"),
+        ((8, 8), 32, 3, {"padding": 1, "groups": 2}, "winograd"),
+        ((5, 5), 4, 1, {"stride": (2, 1)}, "matmul"),
+        ((2, 3), 4, (3, 2), {"padding": "same", "dilation": (1, 2)}, "dense"),
+        ((8, 7), 4, (3, 2), {"stride": (1, 2), "dilation": 2, "padding": 1}, "xla"),
+        ((8, 8), 16, (3, 5), {"padding": (1, 2)}, "xla"),
+        ((7, 7), 2, 7, {"padding": 3}, "xla"),
+        ((8, 6), 4, 3, {"padding": 1, "groups": 4, "stride": (2, 1)}, "depthwise"),
+        ((8, 6), 2, (2, 3), {"padding": "same", "groups": 2, "dilation": 2}, "depthwise"),
+    ],
+)
+def test_a_layer_takes_the_fastest(size, channels, kernel_size, options, expected, monkeypatch):
+    chosen, algorithms = [], dict(ALGORITHMS)
+    for name in algorithms:
+        record = lambda *a, name=name: chosen.append(name) or algorithms[name](*a)  # noqa: E731
+        monkeypatch.setitem(ALGORITHMS, name, record)
+    layer = Conv(channels, kernel_size, use_bias=False, **options)
+    (x,) = draw(1, (3, *size, channels))
+    kernel = layer.init(jax.random.key(0), x, train=False)["params"]["kernel"]
+    ours = result_and_gradients(
+        lambda x, k: layer.apply({"params": {"kernel": k}}, x, train=True), x, kernel
+    )
+    assert set(chosen) == {expected}
+    options = {"stride": 1, "padding": 0} | options
+    plain = partial(algorithms["xla"], window=Window.of(kernel, **options))
+    assert_close(ours, result_and_gradients(plain, x, kernel), 1e-4)
+
+
+def test_bad_windows_are_refused():
+    x, kernel = draw(1, (1, 4, 4, 2), (3, 3, 2, 2))
+    with pytest.raises(ValueError, match=r'"same" needs a stride of 1, got 2'):
+        conv2d(x, kernel, stride=2, padding="same")
+    with pytest.raises(ValueError, match="unknown padding 'full': use numbers"):
+        conv2d(x, kernel, padding="full")
+    with pytest.raises(ValueError, match=r"does not fit 2 groups of \(1, 4, 4, 2\)"):
+        conv2d(x, kernel, groups=2)
+    with pytest.raises(ValueError, match="does not fit an image"):
+        conv2d(x, kernel, dilation=2)

@@ -7,9 +7,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 from scipy.stats import kstest, norm, uniform
 
-from jaxcifar.core.layers import BatchNorm, Dropout
 from jaxcifar.core.models import MODELS, abstract_variables, create_model
 from jaxcifar.core.state import create_state, make_optimizer
+from jaxcifar.layers import BatchNorm, Dropout
 
 UNIFORM = uniform(-1, 2)  # from -1 to 1
 

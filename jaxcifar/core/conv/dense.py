@@ -8,19 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcifar.core.conv.matmul import matmul, matmul_transposed
+from jaxcifar.core.conv.window import Window
 
 # The position in the kernel of the weight from each pixel (row) to each output (column).
 Taps = tuple[tuple[tuple[int, int] | None, ...], ...]
 
 
-def dense(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+def dense(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Compute ``conv2d``, fast where the kernel has no fewer weights than the image has pixels."""
 
     def tap(pixel: tuple[int, ...], output: tuple[int, ...]) -> tuple[int, int] | None:
-        i, j = (p + padding - stride * o for p, o in zip(pixel, output, strict=True))
-        return (i, j) if 0 <= i < kernel.shape[0] and 0 <= j < kernel.shape[1] else None
+        places = zip(pixel, output, *window[:3], strict=True)
+        (i, k), (j, m) = (divmod(p + before - s * o, d) for p, o, s, (before, _), d in places)
+        inside = 0 <= i < kernel.shape[0] and 0 <= j < kernel.shape[1]
+        return (i, j) if k == m == 0 and inside else None
 
-    size = [(x.shape[i + 1] + 2 * padding - kernel.shape[i]) // stride + 1 for i in range(2)]
+    size = window.outputs(x, kernel)
     taps = tuple(tuple(tap(p, o) for o in np.ndindex(*size)) for p in np.ndindex(x.shape[1:3]))
     n = x.shape[0]  # symbolic when a program is exported
     return _dense(x.reshape(n, -1), kernel, taps).reshape(n, *size, -1)
