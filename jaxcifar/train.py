@@ -89,7 +89,8 @@ def train_and_evaluate(config: TrainConfig) -> History:
             raise
         scores = score(logits, run.test.labels, run.metadata["class_names"])
         progress.result(f"Accuracy of the model on the test images: {100 * scores.accuracy:.2f} %")
-        metrics.write(run.total_steps, "test", loss=scores.loss, accuracy=scores.accuracy)
+        values = {"images": scores.images, "loss": scores.loss, "accuracy": scores.accuracy}
+        metrics.write(run.total_steps, "test", **values)
         if config.report and not silent:
             _write_report(run, logits)
         return History(directory.path, metrics.records, scores.accuracy, state)

@@ -25,12 +25,20 @@ class TrainState(train_state.TrainState):
 
 # Cached, because jit finds a compiled program only by the identical optimizer and model.
 @cache
-def make_schedule(learning_rate: float, *, decay_rate: float, decay_steps: int) -> optax.Schedule:
-    """Return ``learning_rate * decay_rate ** (step // decay_steps)``, torch's ``StepLR``."""
+def make_schedule(
+    learning_rate: float, *, decay_rate: float, decay_steps: int, warmup_steps: int = 0
+) -> optax.Schedule:
+    """Return ``learning_rate * decay_rate ** (step // decay_steps)``, torch's ``StepLR``.
+
+    In the first ``warmup_steps`` it is also multiplied by ``(step + 1) / warmup_steps``.
+    """
     # Decays are counted here, in integers: optax divides in float32, and can land just below a
     # whole number. np.float64 keeps x64 in float64.
     by_decay = optax.exponential_decay(learning_rate, 1, np.float64(decay_rate), staircase=True)
-    return lambda count: by_decay(count // decay_steps)
+    if not warmup_steps:
+        return lambda count: by_decay(count // decay_steps)
+    warmup = optax.linear_schedule(1 / warmup_steps, 1, warmup_steps - 1)
+    return lambda count: by_decay(count // decay_steps) * warmup(count)
 
 
 make_optimizer = cache(optax.adam)  # Kingma and Ba, 2014; optax has torch's defaults

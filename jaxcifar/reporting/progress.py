@@ -5,16 +5,16 @@ import sys
 
 from tqdm import tqdm
 
-PACE = "{n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left"
+COUNTS = "{n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left"
 
 
 class Progress:
     """Show a live bar in a terminal and plain lines in a log; ``total`` and ``done`` are images."""
 
     def __init__(self, total: int, done: int, *, silent: bool = False) -> None:
-        self._silent = silent
+        self._silent, self._total = silent, total
         self._live = not silent and sys.stderr.isatty()
-        self._compiling = True
+        self._interval: tuple[float, float] | None = None  # where it began: images, seconds
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -22,36 +22,43 @@ class Progress:
             unit=" images",
             smoothing=0.05,
             dynamic_ncols=True,
-            file=sys.stderr if self._live else io.StringIO(),  # measures the pace unseen
-            bar_format=("{desc} {percentage:3.0f}% |{bar}| " if self._live else "  ") + PACE,
+            file=sys.stderr if self._live else io.StringIO(),  # counts the time unseen
+            bar_format="{desc} {percentage:3.0f}% |{bar}| " + COUNTS,
         )
 
     def advance(self, images: int, label: str) -> None:
         """Count the images of a step that has ended."""
         bar = self._bar
-        if self._compiling:  # the pace counts from here
+        if self._interval is None:  # the first step compiles; the pace counts from here
             bar.n = bar.initial = bar.last_print_n = bar.n + images
             bar.unpause()
+            self._interval = bar.n, self._elapsed
         else:
             bar.update(images)
-        bar.set_description_str(label, refresh=self._compiling)
-        self._compiling = False
+        bar.set_description_str(label, refresh=bar.n == bar.initial)
 
     @property
     def images_per_second(self) -> float | None:
-        """The mean pace, or None before the second step has ended."""
-        bar = self._bar.format_dict
-        images = bar["n"] - bar["initial"]
-        return images / bar["elapsed"] if images else None
+        """The pace since the last result, or None if no step has ended since."""
+        images, seconds = self._interval or (self._bar.n, 0.0)
+        images = self._bar.n - images
+        return images / (self._elapsed - seconds) if images else None
 
     def result(self, line: str, *, pace: bool = False) -> None:
         """Print a line of results to stdout; ``pace`` adds one to a log, which has no bar."""
-        if self._silent:
-            return
-        with tqdm.external_write_mode():
-            print(line, flush=True)
-        if pace and self.images_per_second and not self._live:
-            print(self._bar, file=sys.stderr)
+        bar, speed = self._bar, self.images_per_second
+        if not self._silent:
+            with tqdm.external_write_mode():
+                print(line, flush=True)
+        if pace and speed and not self._silent and not self._live:
+            left = self._elapsed * (self._total - bar.n) / (bar.n - bar.initial)
+            counts = f"{bar.n}/{self._total} images, {speed:.0f} images/s"
+            print(f"  {counts}, {tqdm.format_interval(left)} left", file=sys.stderr)
+        self._interval = bar.n, self._elapsed
 
     def close(self) -> None:
         self._bar.close()
+
+    @property
+    def _elapsed(self) -> float:
+        return float(self._bar.format_dict["elapsed"])

@@ -78,7 +78,7 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
             if stops:
                 outputs.checkpoints.finish()
                 message = "Stopped after step %d of %d; continue with: %s"
-                log.info(message, step, run.total_steps, run.directory.resume_command)
+                log.info(message, step, run.total_steps, run.resume_command)
                 raise KeyboardInterrupt(signals[0] if signals else signal.SIGTERM)
     return state
 
@@ -100,9 +100,10 @@ def _report(run: Run, outputs: Outputs, step: int, totals: Metrics) -> None:
     skipped = int(totals.nonfinite)
     line = f"Epoch [{epoch + 1}/{run.config.epochs}], Step [{done + 1}/{run.steps_per_epoch}]"
     line += f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else "")
+    pace = outputs.progress.images_per_second
     outputs.progress.result(line, pace=True)
     values = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "skipped": skipped or None}
-    rate, pace = float(run.schedule(step - 1)), outputs.progress.images_per_second
+    rate = float(run.schedule(step - 1))
     outputs.metrics.write(step, "train", **values, learning_rate=rate, images_per_second=pace)
 
 
@@ -116,7 +117,8 @@ def _validate(run: Run, outputs: Outputs, step: int, state: TrainState) -> float
     which = f"{len(labels)} validation images"
     outputs.progress.result(f"Accuracy of the model on the {which}: {100 * accuracy:.2f} %")
     epoch = step // run.steps_per_epoch
-    outputs.metrics.write(step, "val", epoch=epoch, loss=loss, accuracy=accuracy)
+    values = {"images": len(labels), "loss": loss, "accuracy": accuracy}
+    outputs.metrics.write(step, "val", epoch=epoch, **values)
     return accuracy
 
 
@@ -143,7 +145,7 @@ def _stop(run: Run, outputs: Outputs, reason: str, step: int) -> NoReturn:
     outputs.checkpoints.finish()
     advice = "there is no checkpoint yet; start again with a lower --learning-rate"
     if saved := outputs.checkpoints.steps:
-        command = f"{run.directory.resume_command} --on-nonfinite skip"
+        command = f"{run.resume_command} --on-nonfinite skip"
         advice = f"continue from the checkpoint of step {saved[-1]} with: {command}"
     rate = float(run.schedule(step - 1))
     raise UserError(f"{reason} of {run.total_steps}, learning rate {rate:g}: {advice}")

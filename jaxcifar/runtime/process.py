@@ -63,10 +63,19 @@ def keep_programs() -> None:
 
 def cpu_flags() -> str:
     """Return the processor's instruction sets, where Linux lists them."""
+    return _cpu_info("flags") or _cpu_info("Features")
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_info(name: str) -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return line
+            if line.startswith(name):
+                return line.partition(":")[2].strip()
     return ""
 
 

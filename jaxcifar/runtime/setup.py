@@ -1,6 +1,7 @@
 """What a training run starts from: its data, model, schedule and first state."""
 
 import logging
+import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ from jax.sharding import Mesh
 from jaxcifar import data
 from jaxcifar.config.train import TrainConfig
 from jaxcifar.core import sharding, state
-from jaxcifar.core.models import create_model, head
+from jaxcifar.core.models import head
 from jaxcifar.core.steps import Examples, Metrics
 from jaxcifar.errors import UserError, difference
+from jaxcifar.files import networks
 from jaxcifar.files.digest import digest
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.files.weights import Weights
@@ -37,6 +39,11 @@ class Run(NamedTuple):
     schedule: optax.Schedule
     order_key: jax.Array
     step_key: jax.Array
+
+    @property
+    def resume_command(self) -> str:
+        own = f" --model {shlex.quote(self.config.model)}" if ":" in self.config.model else ""
+        return self.directory.resume_command + own
 
     @property
     def steps_per_epoch(self) -> int:
@@ -61,16 +68,19 @@ def prepare(
     train, val = data.hold_out(dataset.train, config.val_fraction)
     if batch_size > (count := len(train.labels)):
         raise UserError(f"--batch-size {batch_size} is more than the {count} training images")
-    model = create_model(
+    model = networks.create(
         config.model,
         num_classes=len(dataset.class_names),
         dropout_rate=config.dropout_rate,
         dtype=config.precision,
     )
     assert config.learning_rate is not None
-    decay_steps = config.decay_epochs * (count // batch_size)
+    steps_per_epoch = count // batch_size
     schedule = state.make_schedule(
-        config.learning_rate, decay_rate=config.decay_rate, decay_steps=decay_steps
+        config.learning_rate,
+        decay_rate=config.decay_rate,
+        decay_steps=config.decay_epochs * steps_per_epoch,
+        warmup_steps=config.warmup_epochs * steps_per_epoch,
     )
     optimizer, replicated = state.make_optimizer(schedule), sharding.replicated(mesh)
     # All random numbers follow from these, the epoch and the step: resuming needs no more.

@@ -25,6 +25,14 @@ def start(learning_rate=1e-3, dtype="float32"):
     return create_state(jax.random.key(0), Tiny(dtype=dtype), make_optimizer(learning_rate))
 
 
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_the_rate_is_a_staircase_that_a_warmup_rises_to(warmup):
+    schedule = make_schedule(1e-3, decay_rate=0.5, decay_steps=4, warmup_steps=warmup)
+    steps = np.arange(20)
+    expected = 1e-3 * 0.5 ** (steps // 4) * np.minimum(1, (steps + 1) / max(warmup, 1))
+    np.testing.assert_allclose(jax.vmap(schedule)(steps), expected, rtol=1e-6)
+
+
 def test_epoch_order_is_a_permutation_of_key_and_epoch():
     draw = partial(epoch_order, examples=103, batch_size=10)
     order = draw(ORDER_KEY, 0)

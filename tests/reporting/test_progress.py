@@ -10,18 +10,23 @@ from jaxcifar.reporting.progress import Progress
 
 @pytest.fixture
 def train(monkeypatch):
-    """Three steps of 100 images, in 50, 1 and 1 seconds."""
+    """Five steps of 100 images; the first compiles, a validation takes 6 seconds."""
     now = [1000.0]
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
 
     def train(**options):
         progress = Progress(1000, 200, **options)
         assert progress.images_per_second is None
-        for seconds in (50, 1, 1):
+        for seconds, speed in ((50, None), (1, 100), (1, 100), (2, 50), (2, 50)):
             now[0] += seconds
             progress.advance(100, "epoch 1/1")
-        assert progress.images_per_second == 100  # the first step compiles
-        progress.result("Loss: 1.0", pace=True)
+            assert progress.images_per_second == speed
+            if seconds == 1 and progress.images_per_second:
+                progress.result("Loss: 1.0", pace=True)
+                assert progress.images_per_second is None
+                now[0] += 3
+                progress.result("Accuracy: 50 %")
+        progress.result("Loss: 0.5", pace=True)
         progress.close()
 
     return train
@@ -29,8 +34,14 @@ def train(monkeypatch):
 
 def test_a_log_gets_lines_and_other_processes_are_silent(train, capsys):
     train()
-    pace = "  500/1000 images, 100.00 images/s, 00:05 left\n"
-    assert capsys.readouterr() == ("Loss: 1.0\n", pace)
+    out, lines = capsys.readouterr()
+    assert out == 2 * "Loss: 1.0\nAccuracy: 50 %\n" + "Loss: 0.5\n"
+    # The speed is that of the last steps; the time left counts the validations, too.
+    assert lines.splitlines() == [
+        "  400/1000 images, 100 images/s, 00:06 left",
+        "  500/1000 images, 100 images/s, 00:12 left",
+        "  700/1000 images, 50 images/s, 00:09 left",
+    ]
     train(silent=True)
     assert capsys.readouterr() == ("", "")
 
@@ -39,7 +50,7 @@ def test_a_terminal_gets_a_bar(train, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train()
-    assert capsys.readouterr().out == "Loss: 1.0\n"
+    assert capsys.readouterr().err == ""
     shown = sys.stderr.getvalue()
     assert shown.index("compiling  20% |") < shown.index("epoch 1/1  30% |")
-    assert "|" in shown[shown.rindex("\r") : shown.rindex("500/1000 images, 100.00 images/s")]
+    assert "|" in shown[shown.rindex("\r") : shown.rindex("700/1000 images, ")]
