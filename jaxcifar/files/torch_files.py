@@ -4,11 +4,6 @@ No code in a file is ever executed: what torch refuses with ``weights_only=True`
 """
 
 import json
-import logging
-import re
-import sys
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,54 +15,54 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxcifar.errors import UserError, one_line
+from jaxcifar.files import torch_pickle
 
 
 def _require_torch(error: Exception) -> NoReturn:
     raise UserError("this needs torch 2.6 or newer: install it, or use safetensors") from error
 
 
-def _require_safe_torch(name: str) -> None:
-    version = sys.modules[name].__version__
-    if tuple(map(int, version.split(".")[:2])) < (2, 6):  # CVE-2025-32434
-        raise UserError(f"torch {version} reads files unsafely: install 2.6 or newer")
-
-
-with epy.lazy_imports(error_callback=_require_torch, success_callback=_require_safe_torch):
+with epy.lazy_imports(error_callback=_require_torch):
     import torch
 
-SUFFIXES = (".ckpt", ".pt", ".pth")
+SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".t7", ".tar")  # the last of .pth.tar
 DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bfloat16", "I64": "i8", "I32": "i4"}
 ZIP_MAGIC = b"PK\x03\x04"
-PICKLE_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6
+PICKLE_MAGIC = b"\x80"  # torch before 1.6
+LFS_MAGIC = b"version https://git-lfs"
 USUAL_DTYPES = ("float32", "int64")
-STATE_DICT_ENTRIES = ("state_dict", "model_state_dict", "model", "net")
-EMA_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 OPTIMIZER_ENTRIES = ("optimizer", "optimizer_state_dict", "optim", "optimizer_states")
-PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 MAX_DEPTH = 4  # training programs nest no deeper; a hostile file may contain itself
 
-log = logging.getLogger(__name__)
 
+def read(path: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    """Return every tensor by its dotted key, an optimizer's state or None, and the class names.
 
-def read(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]:
-    """Return the state dict, the optimizer's or None, and its unusual dtypes and class names.
-
-    ``ema`` takes the exponential moving average. Arrays are memory-mapped where possible. Raises
-    ``UserError`` if the file is damaged, would run code or has no state dict.
+    Tensors are memory-mapped where possible. Raises ``UserError`` if the file is damaged, would run
+    code or has no state dict.
     """
     with path.open("rb") as file:
-        start = file.read(len(PICKLE_MAGIC))
-    class_names = None
-    if start.startswith(ZIP_MAGIC) or start == PICKLE_MAGIC:
-        content = _read_torch(path, zipped=start != PICKLE_MAGIC)
-    elif path.suffix == ".safetensors" or start[8:9] == b"{":
-        content, class_names = _read_safetensors(path)
+        start = file.read(len(LFS_MAGIC))
+    metadata: dict[str, Any] = {}
+    if start.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
+        content = _read_torch(path, zipped=start.startswith(ZIP_MAGIC))
+    elif start[8:9] == b"{" or (path.suffix == ".safetensors" and not start.startswith(LFS_MAGIC)):
+        content, metadata = _read_safetensors(path)
     else:
+        if start == LFS_MAGIC:
+            raise UserError(f"{path} is a Git LFS pointer and not the file: run git lfs pull")
         problem = "is neither a torch file nor a safetensors file" if start else "is empty"
         raise UserError(f"{path} {problem}: use one of torch.save(model.state_dict(), PATH)")
-    arrays, optimizer = _find(path, content, ema=ema)
-    dtypes = {k: a.dtype.name for k, a in arrays.items() if a.dtype.name not in USUAL_DTYPES}
-    return arrays, optimizer, {"torch_dtypes": dtypes, "class_names": class_names}
+    if not isinstance(content, Mapping):
+        kind = f"{type(content).__module__}.{type(content).__name__}"
+        raise UserError(f"{path} holds a {kind}, not a state dict: save model.state_dict() alone")
+    tensors: dict[str, Any] = {}
+    optimizers: list[Any] = []
+    _flatten(content, (), tensors, optimizers)
+    if not tensors:
+        raise UserError(f"{path} holds no state dict: its entries are {_names(content)}")
+    info = {name: metadata.get(name) for name in ("dataset", "class_names")}
+    return tensors, optimizers[0] if optimizers else None, info
 
 
 def write_torch(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -87,6 +82,8 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], texts: dict[
 
 def to_numpy(name: str, value: Any) -> Any:
     """Return a tensor as numpy, without a copy, and anything else as it is."""
+    if isinstance(value, torch_pickle.Odd):
+        raise UserError(f"{name} is {value.kind}: save it as a dense tensor of floats")
     if not hasattr(value, "layout"):
         return value
     try:
@@ -100,25 +97,19 @@ def to_numpy(name: str, value: Any) -> Any:
 
 
 def _read_torch(path: Path, *, zipped: bool) -> Any:
-    load = torch.load  # raises its own error without torch
     try:
-        if zipped:
-            with zipfile.ZipFile(path) as archive:  # what torch takes on trust
-                if any(entry.compress_type for entry in archive.infolist()):
-                    raise zipfile.BadZipFile("a compressed zip, which torch.save never writes")
-                if name := archive.testzip():
-                    raise zipfile.BadZipFile(f"{name} has a wrong checksum")
-        with warnings.catch_warnings(action="ignore"):
-            return load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # zipfile, pickle and torch raise many kinds on bad bytes
+        return torch_pickle.read_zip(path) if zipped else torch_pickle.read_legacy(path)
+    except torch_pickle.Refused as error:
+        problem = f"is refused: its pickle imports {error}, which could run any code; in a program"
+        raise UserError(
+            f"{path} {problem} that trusts it, save model.state_dict() alone"
+        ) from error
+    except Exception as error:  # zipfile and pickle raise many kinds on bad bytes
         problem = f"is damaged or not written by torch ({error!s:.200}): copy it again"
-        if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
-            problem = f"is refused: its pickle imports {unsafe[1]}, which could run any code; in a"
-            problem += " program that trusts it, save model.state_dict() alone"
         raise UserError(f"{path} {problem}") from error
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, "np"):  # checks the whole header: shapes, offsets, sizes
             pass
@@ -133,54 +124,32 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
             raise UserError(f"{path}: {key} is {entry['dtype']}, which no weight can be made of")
         values = content[start:][slice(*entry["data_offsets"])]
         arrays[key] = values.view(dtype).reshape(entry["shape"])
-    return arrays, metadata.get("class_names")
+    return arrays, metadata
 
 
-def _find(path: Path, content: Any, *, ema: bool) -> tuple[dict[str, np.ndarray], Any]:
-    """Take off what training programs put around a state dict."""
-    optimizer, entries = None, EMA_ENTRIES if ema else STATE_DICT_ENTRIES
-    for _ in range(MAX_DEPTH):
-        if not isinstance(content, Mapping) or not content:
-            raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
-        if entries is not EMA_ENTRIES and all(hasattr(v, "shape") for v in content.values()):
-            return _arrays(path, content), optimizer
-        name, average = _first(content, entries), _first(content, EMA_ENTRIES)
-        if name is None:
-            break
-        other = _first(content, OPTIMIZER_ENTRIES, Mapping | list)
-        if other and ema:
-            log.info("%s: left %s: it belongs to the weights before averaging", path, other)
-        elif other:
-            optimizer = content[other]
-        if average and not ema:
-            log.info("%s: left %s, an average of the weights: --ema takes that", path, average)
-        log.info("%s: took %s of %s", path, name, _names(content))
-        content, entries = content[name], STATE_DICT_ENTRIES
-    strangers = [key for key, value in content.items() if not hasattr(value, "shape")]
-    if 0 < len(strangers) < len(content):
-        kind = type(content[strangers[0]]).__name__
-        raise UserError(f"{path}: {_names(strangers[:1])!r} is a {kind}, expected a tensor")
-    problem = f"{path} holds no {'EMA ' * ema}state dict: its entries are {_names(content)}"
-    hint = f"; --ema takes {average}" if average and not ema else ""
-    raise UserError(f"{problem}, expected one of {', '.join(entries)}{hint}")
+def _flatten(
+    content: Mapping[Any, Any],
+    parents: tuple[Any, ...],
+    tensors: dict[str, Any],
+    optimizers: list[Any],
+    prefix: str = "",
+) -> None:
+    """Collect the tensors of nested mappings by dotted keys, and what may be an optimizer's state.
 
-
-def _arrays(path: Path, tensors: Mapping[Any, Any]) -> dict[str, np.ndarray]:
-    for key in tensors:
+    What else training programs save is no business of the weights.
+    """
+    parents = (*parents, content)
+    for key, value in content.items():
         if not isinstance(key, str):
-            raise UserError(f"{path}: a key is a {type(key).__name__}, expected a text")
-    arrays = {key: to_numpy(f"{path}: {key}", value) for key, value in tensors.items()}
-    if "n_averaged" in arrays and len(arrays) > 1:
-        del arrays["n_averaged"]
-        log.info("%s: left n_averaged, the count of torch's AveragedModel", path)
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in arrays)), None):
-        arrays = {key.removeprefix(prefix): array for key, array in arrays.items()}
-        log.info("%s: took %s off every key", path, prefix)
-    return arrays
-
-
-def _first(content: Mapping[Any, Any], names: Iterable[str], kind: Any = Mapping) -> str | None:
-    return next((name for name in names if isinstance(content.get(name), kind)), None)
+            continue  # of an optimizer
+        if key in OPTIMIZER_ENTRIES and isinstance(value, Mapping | list):
+            optimizers.append(value)
+        elif isinstance(value, Mapping):
+            # Programs nest no deeper, and a hostile file may contain itself.
+            if len(parents) < MAX_DEPTH and not any(value is parent for parent in parents):
+                _flatten(value, parents, tensors, optimizers, f"{prefix}{key}.")
+        elif hasattr(value, "shape") and hasattr(value, "dtype"):
+            tensors[prefix + key] = value
 
 
 def _names(keys: Iterable[Any]) -> str:

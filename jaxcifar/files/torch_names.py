@@ -7,7 +7,7 @@ The path of a leaf is its key: only its last name (``TORCH_NAMES``) and the orde
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,9 +15,10 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxcifar.core.models import MODELS, abstract_variables, create_model
+from jaxcifar.core.models import INPUT_SHAPE, MODELS, abstract_variables
 from jaxcifar.errors import UserError
-from jaxcifar.files import torch_files
+from jaxcifar.files import networks, torch_files
+from jaxcifar.files.torch_match import Leaf, Leaves, Match, PortError, match
 
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: our axes in torch's order
@@ -26,106 +27,121 @@ ADAM: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8}  # of core.state.mak
 ADAM |= {"weight_decay": 0, "amsgrad": False, "maximize": False}
 
 
-class Leaf(NamedTuple):
-    """What a model has under a torch key; ``shape`` is in torch's order of axes."""
-
-    path: tuple[str, ...]  # in the variables, as ("params", "features", "0", "kernel")
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
-Leaves = Mapping[str, Leaf]
 Arrays = Mapping[str, np.ndarray]
+Shape = tuple[int, ...]
 
 
-class PortError(UserError):
-    """Raised if a state dict does not fit a model; ``misshaped`` has actual and expected shapes."""
-
-    def __init__(self, what: str, expected: Leaves, arrays: Arrays) -> None:
-        self.missing = {key: leaf.shape for key, leaf in expected.items() if key not in arrays}
-        self.unexpected = {key: a.shape for key, a in arrays.items() if key not in expected}
-        both = {key: (arrays[key].shape, expected[key].shape) for key in expected if key in arrays}
-        self.misshaped = {key: pair for key, pair in both.items() if pair[0] != pair[1]}
-        pairs = {key: f"{a}, expected {b}" for key, (a, b) in self.misshaped.items()}
-        kinds: dict[str, Mapping[str, object]]
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": pairs}
-        parts = []
-        for kind, shapes in kinds.items():
-            some = [f"{key} {shape}" for key, shape in shapes.items()][:4]
-            some += [f"and {len(shapes) - 4} more"] if len(shapes) > 4 else []
-            parts += [f"{len(shapes)} {kind}: {', '.join(some)}"] if some else []
-        super().__init__(f"{what}: {'; '.join(parts)}")
-
-
-def leaves(model: nn.Module) -> Leaves:
+def leaves(model: nn.Module, input_shape: Shape = INPUT_SHAPE) -> Leaves:
     """Return the model's leaves by their torch keys, in the order of torch's state dict."""
-    return _leaves(model, jnp.result_type(float))
+    return _leaves(model, input_shape, jnp.result_type(float))
 
 
 @cache
-def _leaves(model: nn.Module, widest: np.dtype) -> Leaves:  # float64 only under x64
+def _leaves(model: nn.Module, input_shape: Shape, widest: np.dtype) -> Leaves:  # float64 under x64
     modules: dict[tuple[str, ...], dict[str, Leaf]] = {}
-    for path, leaf in flatten_dict(abstract_variables(model)).items():
+    try:
+        variables = flatten_dict(abstract_variables(model, input_shape))
+    except Exception as error:  # the user's code may raise anything
+        network, reason = type(model).__name__, f"{type(error).__name__}: {error}"
+        raise UserError(f"{network} fails on images of {input_shape}: {reason:.300}") from error
+    for path, leaf in variables.items():
         shape = tuple(leaf.shape[axis] for axis in TORCH_AXES[leaf.ndim])
         modules.setdefault(path[1:-1], {})[_key(path)] = Leaf(path, shape, leaf.dtype)
     return {key: leaf for module in modules.values() for key, leaf in module.items()}
 
 
-def identify(arrays: Arrays, name: str | None, source: object) -> tuple[str, int]:
-    """Return the name and number of classes of the model that has these keys and shapes."""
-    if name is None or leaves(create_model(name)).keys() != arrays.keys():
-        keys = {n: leaves(create_model(n)).keys() for n in MODELS}
-        nearest = min(MODELS, key=lambda n: len(keys[n] ^ arrays.keys()))
-        if name is not None and keys[nearest] == arrays.keys():
-            raise UserError(f"{source} is {nearest}, not {name}: use --model {nearest}")
-    what = f"is not {name}" if name else f"is no known model; the nearest is {nearest}"
-    name = name or nearest
-    *_, head_bias = leaves(create_model(name))
-    shape = arrays[head_bias].shape if head_bias in arrays else ()
-    num_classes = shape[0] if len(shape) == 1 and shape[0] else 10
-    if num_classes > MAX_CLASSES:
-        raise UserError(f"{source} has {num_classes} classes, at most {MAX_CLASSES} are possible")
-    check(f"{source} {what}", leaves(create_model(name, num_classes=num_classes)), arrays)
-    return name, num_classes
+def identify(
+    tensors: Mapping[str, Any],
+    source: object,
+    model: str | None = None,
+    *,
+    input_shape: Shape = INPUT_SHAPE,
+    ema: bool = False,
+    prefix: str | None = None,
+) -> tuple[str, int, Match]:
+    """Return the name and number of classes of the model that the tensors are of, and where.
+
+    ``model`` is the expected one; ``ema`` and ``prefix`` choose among several copies. Raises as
+    ``match``.
+    """
+
+    def find(name: str) -> tuple[str, int, Match]:
+        problem = f"is not {name}" if model else f"is no known model; the nearest is {name}"
+        expected = leaves(networks.create(name), input_shape)
+        found = match(tensors, expected, source, problem, ema=ema, prefix=prefix)
+        *_, last = expected
+        num_classes = next(iter(tensors[found.keys[last]].shape), 0) or 10
+        if num_classes > MAX_CLASSES:
+            raise UserError(f"{source} has {num_classes} classes, at most {MAX_CLASSES} can be")
+        network = networks.create(name, num_classes=num_classes)
+        copy = {key: tensors[name] for key, name in found.keys.items()}
+        check(f"{source} {problem}", leaves(network, input_shape), copy)
+        return name, num_classes, found
+
+    errors = []
+    for name in (model,) if model else MODELS:
+        try:
+            return find(name)
+        except PortError as error:
+            errors.append(error)
+    for name in MODELS if model in MODELS else ():
+        try:
+            find(name)
+        except UserError:
+            continue
+        raise UserError(f"{source} is {name}, not {model}: use --model {name}")
+    raise min(errors, key=lambda e: len(e.missing) + len(e.unexpected) + len(e.misshaped))
 
 
-def check(what: str, expected: Leaves, arrays: Arrays) -> None:
-    """Raise ``PortError`` if the arrays do not have the expected keys and shapes."""
-    error = PortError(what, expected, arrays)
+def check(what: str, expected: Leaves, tensors: Mapping[str, Any]) -> None:
+    """Raise ``PortError`` if the tensors do not have the expected keys and shapes."""
+    error = PortError(what, expected, tensors)
     if error.missing or error.unexpected or error.misshaped:
         raise error
 
 
 def to_flax(
-    tensors: Mapping[str, Any], model: nn.Module, *, only: str | None = None
+    tensors: Mapping[str, Any],
+    model: nn.Module,
+    *,
+    input_shape: Shape = INPUT_SHAPE,
+    only: str | None = None,
 ) -> dict[str, Any]:
     """Map a state dict, of numpy arrays or CPU tensors, to ``{"params": ..., "batch_stats": ...}``.
 
     ``only`` is the one collection that it has. Returns new C-contiguous numpy arrays in the model's
     dtypes. Raises ``PortError`` if keys do not fit, ``UserError`` if a value would change.
     """
-    expected = {k: leaf for k, leaf in leaves(model).items() if only in (None, leaf.path[0])}
-    arrays = {key: np.asarray(torch_files.to_numpy(key, value)) for key, value in tensors.items()}
-    check("not the model's state dict", expected, arrays)
+    expected = leaves(model, input_shape)
+    expected = {k: leaf for k, leaf in expected.items() if only in (None, leaf.path[0])}
+    keys = match(tensors, expected, "this is", "not the model's state dict").keys
+    tensors = {key: tensors[name] for key, name in keys.items()}
+    check("not the model's state dict", expected, tensors)
     tree = {}
     for key, leaf in expected.items():
-        ours = arrays[key].transpose(np.argsort(TORCH_AXES[len(leaf.shape)]))
+        array = np.asarray(torch_files.to_numpy(key, tensors.get(key, np.zeros((), leaf.dtype))))
+        ours = array.transpose(np.argsort(TORCH_AXES[len(leaf.shape)]))
         tree[leaf.path] = cast(key, ours, leaf.dtype)
     return unflatten_dict(tree)
 
 
 def to_torch(
-    variables: Mapping[str, Any], model: nn.Module, *, dtypes: Mapping[str, str] | None = None
+    variables: Mapping[str, Any],
+    model: nn.Module,
+    *,
+    input_shape: Shape = INPUT_SHAPE,
+    dtypes: Mapping[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Map ``{"params": ..., "batch_stats": ...}`` to a state dict, in torch's order of keys.
 
-    Returns new C-contiguous arrays in torch's usual dtypes, or ``dtypes``; raises as ``to_flax``.
+    Returns new C-contiguous arrays in torch's usual dtypes, or ``dtypes``, of which an empty one
+    leaves a key out; raises as ``to_flax``.
     """
-    expected, arrays = leaves(model), torch_view(variables)
+    expected, arrays = leaves(model, input_shape), torch_view(variables)
     check("not the model's variables", expected, arrays)
     names = {k: "int64" if leaf.dtype.kind == "i" else leaf.dtype for k, leaf in expected.items()}
     names |= dtypes or {}
-    return {key: cast(key, arrays[key], np.dtype(names[key])) for key in expected}
+    return {key: cast(key, arrays[key], np.dtype(names[key])) for key in expected if names[key]}
 
 
 def torch_view(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

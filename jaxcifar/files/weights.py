@@ -15,10 +15,10 @@ import optax
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from jaxcifar.core.models import MODELS, create_model
+from jaxcifar.core.models import INPUT_SHAPE
 from jaxcifar.core.state import TrainState, state_from
 from jaxcifar.errors import UserError, difference, one_line
-from jaxcifar.files import torch_files, torch_names
+from jaxcifar.files import networks, torch_files, torch_names
 from jaxcifar.files.checkpoints import DIGEST, last_step
 from jaxcifar.files.digest import digest
 
@@ -30,14 +30,15 @@ log = logging.getLogger(__name__)
 class Weights(NamedTuple):
     """A model's variables, and what else their source holds."""
 
-    model: str  # a key of MODELS
+    model: str  # a key of MODELS, or the user's own code
     num_classes: int
     variables: dict[str, Any]  # {"params": ..., "batch_stats": ...}, of numpy arrays
     adam: optax.ScaleByAdamState | None = None
     learning_rate: float | None = None  # where a torch optimizer stopped
-    torch_dtypes: Mapping[str, str] = MappingProxyType({})  # by torch key, if not the usual ones
+    torch_dtypes: Mapping[str, str] = MappingProxyType({})  # by torch key, if unusual; "" is none
     dataset: str | None = None  # that a run was trained on
     class_names: tuple[str, ...] | None = None  # in the order of the logits
+    input_shape: tuple[int, ...] = INPUT_SHAPE
     source_digests: Mapping[str, tuple[np.dtype, str]] = MappingProxyType({})  # by torch key
 
     def check_classes(self, source: str, dataset: str, names: Sequence[str]) -> None:
@@ -49,7 +50,7 @@ class Weights(NamedTuple):
 
     def build(self) -> nn.Module:
         """Return the model, in float32."""
-        return create_model(self.model, num_classes=self.num_classes)
+        return networks.create(self.model, num_classes=self.num_classes)
 
     def state(self) -> TrainState:
         """Return a state for evaluation, without an optimizer."""
@@ -60,29 +61,42 @@ def load(
     path: str | Path,
     *,
     model: str | None = None,
+    input_shape: tuple[int, ...] = INPUT_SHAPE,
     ema: bool = False,
+    prefix: str | None = None,
     optimizer: bool = False,
     digests: bool = False,
 ) -> Weights:
     """Read the weights of a run (its last checkpoint), a checkpoint or a file.
 
-    ``model`` is the expected one, ``ema`` takes the exponential moving average in a torch file,
-    ``optimizer`` reads Adam's state, too, and ``digests`` computes those of the source. Raises
-    ``UserError`` or ``OSError`` without good weights.
+    ``model`` is the expected one, ``input_shape`` of its images. ``ema`` and ``prefix`` choose one
+    of several copies in a torch file, ``optimizer`` reads Adam's state, too, ``digests`` computes
+    those of the source. Raises ``UserError`` or ``OSError`` without good weights.
     """
     path = Path(path)
     is_folder = path.is_dir()
     if ema and is_folder:
         raise UserError(f"--ema is for torch files, and {path} is a folder")
-    arrays, state, info = _read_orbax(path) if is_folder else torch_files.read(path, ema=ema)
-    name, num_classes = torch_names.identify(arrays, model or info.get("model"), path)
-    network = create_model(name, num_classes=num_classes)
+    tensors, state, info = _read_orbax(path) if is_folder else torch_files.read(path)
+    saved = info.get("model")
+    if saved and ":" in saved and model is None:  # code is only run if the user has named it
+        raise UserError(f"{path} is of your own network {saved}: name it with --model")
+    name, num_classes, found = torch_names.identify(
+        *(tensors, path, model or saved), input_shape=input_shape, ema=ema, prefix=prefix
+    )
+    for note in found.notes:
+        log.info("%s: %s", path, note)
+    network = networks.create(name, num_classes=num_classes)
     try:
-        variables = torch_names.to_flax(arrays, network)
+        keys = found.keys.items()
+        arrays = {key: torch_files.to_numpy(name, tensors[name]) for key, name in keys}
+        variables = torch_names.to_flax(arrays, network, input_shape=input_shape)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     adam, rate = None, info.get("learning_rate_of_torch")
-    if optimizer and state is not None:
+    if optimizer and state is not None and not is_folder and found.averaged:
+        log.info("%s: left the optimizer: it belongs to the weights before averaging", path)
+    elif optimizer and state is not None:
         try:
             adam, rate = (state, rate) if is_folder else torch_names.adam_to_flax(state, network)
             suffix = "" if rate is None else f", learning rate {rate:g}"
@@ -90,19 +104,29 @@ def load(
         except Exception as error:  # it can be anything, and the weights do not need it
             reason = error if isinstance(error, UserError) else f"it is malformed ({error!r:.80})"
             log.warning("%s: left the optimizer: %s", path, reason)
+    dtypes = {key: array.dtype.name for key, array in arrays.items()}
+    dtypes |= dict.fromkeys(torch_names.leaves(network, input_shape).keys() - arrays.keys(), "")
+    unusual = {k: dtype for k, dtype in dtypes.items() if dtype not in torch_files.USUAL_DTYPES}
     return Weights(
-        *(name, num_classes, variables, adam, rate, info.get("torch_dtypes", {})),
+        *(name, num_classes, variables, adam, rate, info.get("torch_dtypes", unusual)),
         dataset=info.get("dataset"),
         class_names=_class_names(info.get("class_names"), num_classes),
+        input_shape=input_shape,
         source_digests={k: (a.dtype, digest(a)) for k, a in arrays.items()} if digests else {},
     )
 
 
 def format_of(path: Path) -> Format:
-    """Return the format of a file's suffix; without one it is an Orbax folder."""
-    if path.suffix in torch_files.SUFFIXES:
+    """Return the format of a file's suffix, without one Orbax's; else raise ``UserError``."""
+    suffix = path.suffix.lower()
+    if suffix in torch_files.SUFFIXES:
         return "torch"
-    return "safetensors" if path.suffix == ".safetensors" else "orbax"
+    if suffix not in ("", ".safetensors"):
+        known = ", ".join((*torch_files.SUFFIXES, ".safetensors"))
+        raise UserError(
+            f"{path}: the suffix {suffix} is none of {known}, nor is it none: pass --to"
+        )
+    return "safetensors" if suffix else "orbax"
 
 
 def write(path: Path, weights: Weights, format: Format, metadata: Mapping[str, Any]) -> None:
@@ -133,7 +157,12 @@ def write(path: Path, weights: Weights, format: Format, metadata: Mapping[str, A
 
 def to_torch(weights: Weights) -> dict[str, np.ndarray]:
     """Return the state dict, in torch's order and with the dtypes of the source."""
-    return torch_names.to_torch(weights.variables, weights.build(), dtypes=weights.torch_dtypes)
+    return torch_names.to_torch(
+        weights.variables,
+        weights.build(),
+        input_shape=weights.input_shape,
+        dtypes=weights.torch_dtypes,
+    )
 
 
 def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]:
@@ -152,7 +181,7 @@ def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]
         metadata = ocp.metadata(folder)
         empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata.metadata)
         tree, info = ocp.load(folder, empty), dict(metadata.custom_metadata or {})
-        if info.get(DIGEST) != digest(tree) or info["model"] not in MODELS:
+        if info.get(DIGEST) != digest(tree) or not isinstance(info["model"], str):
             raise ValueError("its values do not have the digest of its metadata")
         arrays = torch_names.torch_view({name: tree[name] for name in ("params", "batch_stats")})
         adam = optax.ScaleByAdamState(**tree["opt_state"][0]) if "opt_state" in tree else None

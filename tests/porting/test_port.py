@@ -143,12 +143,11 @@ def test_without_torch_safetensors_still_port(capsys, checkpoints, modules, monk
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(vars(torch_files.torch), "_module")  # the lazy import is tried again
     for argv in (
-        (checkpoints["vgg16"], "out"),
         ("in.safetensors", "out.ckpt"),
         ("in.safetensors", "out", "--against", "mine.py:Mine"),
     ):
         assert "torch 2.6 or newer: install it" in refused(*argv)
-    port("in.safetensors", "orbax")
+    port(checkpoints["vgg16"], "orbax")
     port("orbax", "out.safetensors")
     assert "not verified against torch, which is not installed" in capsys.readouterr().out
     monkeypatch.undo()
