@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # The newest release with a CPU build for Python 3.11. If empty, the tests against torch are skipped.
 TORCH ?= torch==2.13.0
+# Their networks are ported in tests; torchvision belongs to that torch.
+NETWORKS ?= $(if $(TORCH),torchvision==0.28.0 timm)
 MODEL ?= resnet50_layer4
 # How many tests run at once.
 JOBS ?= 2
@@ -58,7 +60,7 @@ $(VENV)/.core: pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet -e '.[dev]' $(TORCH)
+	$(BIN)/python -m pip install --quiet -e '.[dev]' $(TORCH) $(NETWORKS)
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.core

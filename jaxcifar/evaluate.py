@@ -37,6 +37,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     checkpoint: str,
     *,
+    model: str | None = None,
     ema: bool = False,
     dataset: str | None = None,
     data_dir: str | None = None,
@@ -47,7 +48,7 @@ def evaluate(
 
     Raises ``UserError`` if the weights or the data cannot be read, or do not fit each other.
     """
-    loaded = weights.load(checkpoint, ema=ema)
+    loaded = weights.load(checkpoint, model=model, ema=ema)
     name = dataset or loaded.dataset or "cifar10"
     _, test, class_names = data.load(name, data_dir)
     loaded.check_classes(checkpoint, name, class_names)
@@ -74,7 +75,8 @@ def test_logits(
 def main(config: EvaluateConfig) -> None:
     """Run the command."""
     process.start(use_compile_cache=config.compile_cache)
-    options = {name: getattr(config, name) for name in ("ema", "dataset", "data_dir", "batch_size")}
+    names = "model", "ema", "dataset", "data_dir", "batch_size"
+    options = {name: getattr(config, name) for name in names}
     model, dataset, *_, scores = evaluate(config.checkpoint, **options, progress=True)
     if config.json:
         source = {"checkpoint": config.checkpoint, "model": model, "dataset": dataset}

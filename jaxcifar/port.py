@@ -8,7 +8,9 @@ if __name__ == "__main__":  # python -m jaxcifar.port
 import importlib.util
 import json
 import logging
+import math
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ import numpy as np
 from jaxcifar import data
 from jaxcifar.config.commands import VERIFY_IMAGES, PortConfig
 from jaxcifar.core.augment import MEAN, STD, normalize
+from jaxcifar.core.models import MODELS
 from jaxcifar.errors import UserError
-from jaxcifar.files import atomic, torch_names, weights
+from jaxcifar.files import atomic, torch_match, torch_names, weights
 from jaxcifar.files.digest import digest, sha256
 from jaxcifar.porting import compare
 from jaxcifar.runtime import environment, process
@@ -33,7 +36,7 @@ log = logging.getLogger(__name__)
 def main(config: PortConfig) -> None:
     """Port, verify and write; a ``UserError`` leaves nothing behind."""
     process.prefer_cpu()  # the tolerances are those of full float32
-    source, target = Path(config.input), Path(config.output)
+    source, target = Path(config.source), Path(config.output)
     force = config.force or config.dry_run
     atomic.check_output(target, source=source, force=force, checkpoint=True)
     if config.report:
@@ -41,14 +44,21 @@ def main(config: PortConfig) -> None:
         if Path(config.report).resolve() == target.resolve():
             raise UserError(f"{target} cannot be the output and the report: choose another name")
     target_format = config.to or weights.format_of(target)
-    loaded = weights.load(source, model=config.model, ema=config.ema, optimizer=True, digests=True)
+    read = partial(weights.load, input_shape=config.input_shape)
+    chosen = partial(read, ema=config.ema, prefix=config.prefix)
+    try:
+        loaded = chosen(source, model=config.model, optimizer=True, digests=True)
+    except torch_match.PortError as error:
+        if config.model:
+            print(error.table())
+        raise
     tensors = torch_names.torch_view(loaded.variables)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(loaded.variables["params"]))
     counts = f"{len(tensors)} tensors, {parameters:,} parameters"
     print(f"{source} is {loaded.model} with {loaded.num_classes} classes: {counts}")
     dtypes, digests = loaded.torch_dtypes, loaded.source_digests
-    if dtypes:
-        taken = f"{len(dtypes)} tensors of {', '.join(sorted(set(dtypes.values())))}"
+    if unusual := [dtype for dtype in dtypes.values() if dtype]:
+        taken = f"{len(unusual)} tensors of {', '.join(sorted({*unusual}))}"
         print(f"  took {taken} into the model's dtypes, unchanged in value")
     nonfinite = [key for key, array in tensors.items() if not np.isfinite(array).all()]
     if nonfinite:
@@ -69,14 +79,15 @@ def main(config: PortConfig) -> None:
         if new is not None:
             metadata = {"source": report["input"], "normalization": report["normalization"]}
             weights.write(new, loaded, target_format, metadata)
+            name = loaded.model
             del loaded, tensors  # they need not stay in memory
-            loaded = weights.load(new)
+            loaded = read(new, model=name)
         tensors = torch_names.torch_view(loaded.variables)
         casts = ((key, torch_names.cast(key, tensors[key], digests[key][0])) for key in digests)
         changed = [key for key, array in casts if digest(array) != digests[key][1]]
         if changed or loaded.torch_dtypes != dtypes:
             raise UserError(f"{', '.join(changed)} came back changed: please report this bug")
-        print(f"round trip: {len(tensors)} of {len(digests)} tensors bit-identical")
+        print(f"round trip: {len(digests)} of {len(digests)} tensors bit-identical")
         report["verification"] = _compare(config, loaded) if config.verify else None
     print("dry run: nothing written" if config.dry_run else f"wrote {target} ({target_format})")
     if report["adam_steps"] is not None and target_format != "orbax" and not config.dry_run:
@@ -92,12 +103,21 @@ def _compare(config: PortConfig, loaded: weights.Weights) -> dict[str, Any] | No
             raise UserError("--against needs torch 2.6 or newer: install it")
         print("not verified against torch, which is not installed")
         return None
-    images = np.random.default_rng(0).integers(0, 256, (RANDOM_IMAGES, 32, 32, 3), np.uint8)
+    if config.against is None and loaded.model not in MODELS:
+        print("not verified: --against names the torch class to compare with")
+        return None
+    shape = config.input_shape
+    count = RANDOM_IMAGES if math.prod(shape) < 20_000 else 4  # all outputs are kept in memory
+    images = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
     if config.data_dir is not None:
         examples = data.load("cifar10", config.data_dir).test
         images = np.concatenate([images, examples.images[:VERIFY_IMAGES]])
     module = compare.torch_module(loaded, config.against)
-    rows = compare.compare(loaded, module, np.asarray(normalize(jnp.asarray(images))))
+    images = np.asarray(normalize(jnp.asarray(images)))
+    rows, mistake = compare.compare(loaded, module, images)
+    if config.train_step and all(row.equal for row in rows):
+        trained, mistake = compare.compare_training(loaded, module, images)
+        rows = [*trained, *rows]  # the logits stay the last
     names = {row.name for row in rows}
     if compare.LOGITS not in names:
         raise UserError("torch's model gives no single tensor of logits: nothing was written")
@@ -111,13 +131,14 @@ def _compare(config: PortConfig, loaded: weights.Weights) -> dict[str, Any] | No
         worst = max(bad, key=lambda row: row.relative)
         problem = f"{len(bad)} of {len(rows)} outputs differ from torch's, first {bad[0].name}"
         most = f"most {worst.name} by {worst.relative:.1e} of its largest value"
-        raise UserError(f"{problem}, {most}: nothing was written")
+        looks = f"; it looks like this: {mistake}" if mistake else ""
+        raise UserError(f"{problem}, {most}{looks}: nothing was written")
     layer, logits = f"{compare.LAYER_TOLERANCE:g}", f"{compare.LOGITS_TOLERANCE:g}"
     limits = f"{len(rows) - 1} layers within {layer}, logits within {logits}"
     print(f"verified against {config.against or 'torch'} on {len(images)} images: {limits}")
     return {
         "against": config.against or "the built-in torch model",
-        "images": {"random": RANDOM_IMAGES, "test": len(images) - RANDOM_IMAGES},
+        "images": {"random": count, "test": len(images) - count},
         "not_compared": unseen,
         "largest": max(row.relative for row in rows),
         "layers": [row._asdict() for row in rows],

@@ -15,10 +15,10 @@ from PIL import Image
 
 from jaxcifar import TrainConfig, data
 from jaxcifar.core import models
-from jaxcifar.files import weights
-from jaxcifar.runtime import setup
-from tests import tiny
+from jaxcifar.files import networks, weights
 
+TINY = "tests.tiny:Tiny"
+create = networks.create  # which a test may replace
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the comparisons with torch are made on a CPU
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -75,7 +75,7 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every network of a run a tiny one, for tests that need no names of weights."""
-    monkeypatch.setattr(setup, "create_model", tiny.create_model)
+    monkeypatch.setattr(networks, "create", lambda name, **options: create(TINY, **options))
 
 
 def write_image(path: Path, colour: Any, size: Any = (32, 32), mode: str = "RGB") -> None:

@@ -1,11 +1,13 @@
 """The options of the commands that work with trained weights."""
 
 import dataclasses
+import re
 from typing import Literal
 
-from jaxcifar.config.options import POSITIVE, REQUIRED, Options, option
-from jaxcifar.config.train import COMPILE_CACHE, DATASET, DATASETS, ModelName
+from jaxcifar.config.options import POSITIVE, REQUIRED, Options, Range, option
+from jaxcifar.config.train import COMPILE_CACHE, DATASET, DATASETS, MODEL
 
+INPUT = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})x([1-9]\d{0,3})")
 PLATFORMS = ("cpu", "cuda", "tpu")  # of exported programs
 VERIFY_IMAGES = 48  # CIFAR-10 images that the port compares on
 
@@ -17,6 +19,12 @@ class WeightsOptions(Options):
     checkpoint: str = option(
         REQUIRED,
         "a run directory, a ported checkpoint, a torch .ckpt/.pt/.pth or a .safetensors file",
+    )
+    model: str | None = option(
+        None,
+        "the network, as for jaxcifar train (default: by keys and shapes)",
+        MODEL,
+        metavar="NAME",
     )
     ema: bool = option(False, "use the exponential moving average in a torch file")
 
@@ -86,7 +94,7 @@ class ReportConfig(Options):
 class PortConfig(Options):
     """The options of ``jaxcifar port``."""
 
-    input: str = option(
+    source: str = option(
         REQUIRED,
         "a torch .ckpt/.pt/.pth, a .safetensors file, an Orbax checkpoint or a run directory",
         positional=True,
@@ -99,14 +107,30 @@ class PortConfig(Options):
     to: Literal["orbax", "safetensors", "torch"] | None = option(
         None, "the format of OUTPUT (default: by its name)"
     )
-    model: ModelName | None = option(None, "the network (default: by keys and shapes)")
+    model: str | None = option(
+        None,
+        "the network, as for jaxcifar train (default: by keys and shapes)",
+        MODEL,
+        metavar="NAME",
+    )
+    input: str = option(
+        "3x32x32",
+        "the images of your own network: channels, height and width",
+        Range("CxHxW, such as 3x224x224", lambda value: bool(INPUT.fullmatch(value))),
+        metavar="CxHxW",
+    )
     ema: bool = option(False, "use the exponential moving average of the weights")
+    prefix: str | None = option(
+        None, "use the weights below this key, if the file has several copies", metavar="KEY"
+    )
     verify: bool = option(True, "do not compare every layer's output with torch's")
     against: str | None = option(
         None,
-        "compare with your own torch class or function; NAME() has to return the module",
-        metavar="FILE.py:NAME",
+        "compare with the module that your own torch class or function gives, FILE.py:NAME or"
+        " package.module:NAME, such as torchvision.models:resnet18",
+        metavar="NAME",
     )
+    train_step: bool = option(False, "compare the running statistics after one training step, too")
     data_dir: str | None = option(
         None,
         f"compare on {VERIFY_IMAGES} CIFAR-10 test images, too; they are or will be loaded here",
@@ -114,3 +138,9 @@ class PortConfig(Options):
     report: str | None = option(None, "write what was done and measured to this JSON file")
     dry_run: bool = option(False, "check and compare, but write nothing except the report")
     force: bool = option(False, "replace an existing OUTPUT and report")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        channels, height, width = map(int, self.input.split("x"))
+        return height, width, channels

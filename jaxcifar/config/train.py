@@ -6,20 +6,26 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, cast
 
 from jaxcifar.config.options import POSITIVE, Options, Range, flag, option
 from jaxcifar.errors import UserError
 
-ModelName = Literal["vgg16", "vgg16_bn", "resnet50_layer4"]
+MODEL_NAMES = ("vgg16", "vgg16_bn", "resnet50_layer4")
 Augmentation = Literal["none", "crop", "crop-flip"]
 AUTO_AUGMENTATION = {"cifar10": "crop-flip", "cifar100": "crop-flip", "digits": "none"}
-MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
+MODELS = f"{', '.join(MODEL_NAMES)}, FILE.py:NAME or package.module:NAME"
 FOLDER_PREFIX = "folder:"
 DATASETS = ", ".join((*AUTO_AUGMENTATION, f"{FOLDER_PREFIX}PATH"))
+NOT_NEGATIVE = Range("0 or more", lambda value: value >= 0)
 SHARE = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
 CONFIG_FILE = "config.json"  # in a run's directory
 COMPILE_CACHE = "do not keep compiled programs in the user's cache directory"
+
+
+def is_model(name: str) -> bool:
+    """Whether this names a network; the user's own code need not exist."""
+    return name in MODEL_NAMES or all(name.rpartition(":"))
 
 
 def is_dataset(name: str) -> bool:
@@ -38,6 +44,7 @@ MAY_CHANGE = {
     *("log_every", "checkpoint_every", "keep"),
 }
 OF_PROCESS = ("coordinator", "num_processes", "process_id")
+MODEL = Range(f"one of {MODELS}", is_model)
 DATASET = Range(f"one of {DATASETS}", is_dataset)
 
 
@@ -45,7 +52,7 @@ DATASET = Range(f"one of {DATASETS}", is_dataset)
 class TrainConfig(Options):
     """Everything that decides a run."""
 
-    model: ModelName = option("vgg16", "the network")
+    model: str = option("vgg16", f"the network, one of {MODELS}", MODEL, metavar="NAME")
     dataset: str = option(
         "cifar10",
         f"the data, one of {DATASETS}; digits needs no network; a folder holds images of any size"
@@ -84,6 +91,9 @@ class TrainConfig(Options):
     )
     decay_epochs: int = option(
         20, "epochs between two decays (20 in the original's code, 1 in its report)", POSITIVE
+    )
+    warmup_epochs: int = option(
+        0, "epochs in which the learning rate first rises, linearly at each step", NOT_NEGATIVE
     )
     dropout_rate: float = option(0.5, "dropout before VGG's linear layers", SHARE)
     augment: Literal["auto", "crop-flip", "crop", "none"] = option(
@@ -125,7 +135,7 @@ class TrainConfig(Options):
     checkpoint_every: int = option(
         0,
         "steps between two checkpoints, in addition to one after each epoch (0: none)",
-        Range("0 or more", lambda value: value >= 0),
+        NOT_NEGATIVE,
     )
     keep: int = option(3, "how many of the last checkpoints to keep", POSITIVE)
 
@@ -170,6 +180,8 @@ class TrainConfig(Options):
         config = cls(**flags)
         if config.resume:
             saved = cls.from_json(Path(str(config.workdir)) / CONFIG_FILE)
+            if ":" in saved.model and "model" not in flags:  # code is run only if it is named
+                raise UserError(f"the run is of your own network: pass --model {saved.model}, too")
             config = dataclasses.replace(saved, **flags)
         return config
 

@@ -32,18 +32,20 @@ def create_model(
     return MODELS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), **options)
 
 
-def init(key: jax.Array, model: nn.Module) -> Any:
+def init(key: jax.Array, model: nn.Module, input_shape: tuple[int, ...] = INPUT_SHAPE) -> Any:
     """Draw ``{"params": ..., "batch_stats": ...}``; jit it to leave the forward pass out."""
     with jax.default_matmul_precision("highest"):  # plain convolutions are traced faster
-        return model.init(key, jnp.zeros((1, *INPUT_SHAPE)), train=False)
+        return model.init(key, jnp.zeros((1, *input_shape)), train=False)
 
 
-def abstract_variables(model: nn.Module) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def abstract_variables(
+    model: nn.Module, input_shape: tuple[int, ...] = INPUT_SHAPE
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Return shapes and dtypes of the variables, in the order of torch's state dict."""
     leaves = {}
 
     def record(key: jax.Array) -> None:
-        for path, leaf in flatten_dict(init(key, model)).items():
+        for path, leaf in flatten_dict(init(key, model, input_shape)).items():
             leaves[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
     jax.eval_shape(record, jax.random.key(0))  # whose result would have sorted keys

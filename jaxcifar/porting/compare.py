@@ -1,18 +1,19 @@
 """Run a model in jaxcifar and in torch, and compare the output of every named layer."""
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections import Counter
+from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from etils import epy
 from flax.traverse_util import flatten_dict
 
 from jaxcifar.errors import UserError
-from jaxcifar.files import torch_names
+from jaxcifar.files import networks, torch_names
 from jaxcifar.files.weights import Weights
+from jaxcifar.porting.diagnose import diagnose
 
 with epy.lazy_imports():
     import torch
@@ -43,10 +44,17 @@ class Row(NamedTuple):
 
 
 def torch_module(loaded: Weights, against: str | None) -> Any:
-    """Return the built-in torch model, or ``FILE.py:NAME``, with the weights, in eval mode."""
-    create = torch_models.create_torch_model
-    module = _build(against) if against else create(loaded.model, num_classes=loaded.num_classes)
-    arrays = torch_names.to_torch(loaded.variables, loaded.build())  # in float32
+    """Return the built-in torch model, or the user's own, with the weights, in eval mode."""
+    options = {"num_classes": loaded.num_classes}
+    if against is None:
+        module = torch_models.create_torch_model(loaded.model, **options)
+    else:
+        module = networks.call(against, "--against", options)
+    if not isinstance(module, torch.nn.Module):
+        raise UserError(f"--against {against} gives a {type(module).__name__}, no module")
+    arrays = torch_names.to_torch(
+        loaded.variables, loaded.build(), input_shape=loaded.input_shape
+    )  # in float32
     try:
         module.load_state_dict({key: torch.from_numpy(a) for key, a in arrays.items()}, strict=True)
     except Exception as error:  # the user's code may raise anything
@@ -54,13 +62,59 @@ def torch_module(loaded: Weights, against: str | None) -> Any:
     return module.float().eval()
 
 
-def compare(loaded: Weights, module: Any, images: np.ndarray) -> list[Row]:
+def compare(loaded: Weights, module: Any, images: np.ndarray) -> tuple[list[Row], str | None]:
     """Return a row for each torch layer or block of the same name in jaxcifar, in torch's order.
 
-    ``images`` are normalised float32 ``(N, 32, 32, 3)``. The last row is that of the logits.
+    ``images`` are normalised float32 ``(N, H, W, C)``. The last row is that of the logits. Beside
+    the rows, what mistake the first different one looks like.
     """
     ours, expected = _our_outputs(loaded, images), _torch_outputs(module, images)
-    return [_row(name, kind, ours[name], out) for name, kind, out in expected if name in ours]
+    rows: list[Row] = []
+    earlier: dict[str, np.ndarray] = {}
+    calls, what = Counter(name for name, *_ in expected), None
+    for name, kind, x, output in expected:
+        index = sum(row.name == name for row in rows)  # torch may apply a layer again
+        each = len(ours.get(name, ())) // calls[name]  # more than 1 if a class calls its parent's
+        if each:
+            result = ours[name][each * (index + 1) - 1]
+            row = _row(name, kind, result, output)
+            if not row.equal and all(each.equal for each in rows):
+                layer = module.get_submodule("" if name == LOGITS else name)
+                what = diagnose(layer, x, output, result, earlier)
+            rows.append(row)
+        earlier[name] = output
+    return rows, what
+
+
+def compare_training(
+    loaded: Weights, module: Any, images: np.ndarray
+) -> tuple[list[Row], str | None]:
+    """Compare the running statistics after one training step without dropout."""
+
+    def without_dropout(call: Any, inputs: Any, options: Any, context: Any) -> Any:
+        is_dropout = isinstance(context.module, nn.Dropout) and context.method_name == "__call__"
+        return inputs[0] if is_dropout else call(*inputs, **options)
+
+    model, options = loaded.build(), {"train": True, "mutable": ["batch_stats"]}
+    with jax.default_matmul_precision("highest"), nn.intercept_methods(without_dropout):
+        _, statistics = jax.jit(partial(model.apply, **options))(loaded.variables, images)
+    ours = torch_names.torch_view(statistics)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    module.train()
+    for layer in module.modules():
+        layer.train(layer.training and not isinstance(layer, torch.nn.modules.dropout._DropoutNd))
+    with torch.no_grad():
+        module(torch.from_numpy(np.ascontiguousarray(_channels_first(images))))
+    after = {key: value.numpy() for key, value in module.eval().state_dict().items()}
+    rows = [_row(key, "after a step", ours[key][None], after[key][None]) for key in ours]
+    bad = next((row.name for row in rows if not row.equal and row.name.endswith("mean")), None)
+    if bad is None:
+        biased = any(not row.equal for row in rows)
+        return rows, "the running variance is the biased one" if biased else None
+    old = before[bad].numpy()
+    share = np.median((ours[bad] - old) / (after[bad] - old))
+    momentum = module.get_submodule(bad.rpartition(".")[0]).momentum
+    return rows, f"momentum {share * momentum:.3g}, torch has {momentum:g}"
 
 
 def table(rows: list[Row]) -> str:
@@ -74,45 +128,34 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _build(against: str) -> Any:
-    file, _, name = against.rpartition(":")
-    spec = importlib.util.spec_from_file_location("against", file) if Path(file).is_file() else None
-    if spec is None or spec.loader is None:
-        raise UserError(f"--against {against}: expected FILE.py:NAME of an existing file")
-    source = importlib.util.module_from_spec(spec)
-    sys.path.append(str(Path(file).absolute().parent))  # for what it imports from beside it
-    sys.modules[spec.name] = source  # for its dataclasses
-    try:
-        spec.loader.exec_module(source)
-        module = getattr(source, name)()
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise UserError(f"--against {against}: {type(error).__name__}: {error}") from error
-    if not isinstance(module, torch.nn.Module):
-        raise UserError(f"--against {against}: {name}() gives a {type(module).__name__}, no module")
-    return module
-
-
-def _our_outputs(loaded: Weights, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Return outputs by torch's names and in torch's axes."""
+def _our_outputs(loaded: Weights, images: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """Return the outputs of each call by torch's names and in torch's axes."""
     model, collection = loaded.build(), "intermediates"
     options = {"train": False, "capture_intermediates": True, "mutable": collection}
     with jax.default_matmul_precision("highest"):  # plain sums, as torch's
         apply = jax.jit(lambda *arguments: model.apply(*arguments, **options)[1][collection])
         outputs = flatten_dict(apply(loaded.variables, images)).items()
-    return {".".join(path[:-1]) or LOGITS: _channels_first(value) for path, (value,) in outputs}
+    return {
+        ".".join(path[:-1]) or LOGITS: [_channels_first(value) for value in values]
+        for path, values in outputs
+        if path[-1] == "__call__" and all(hasattr(value, "ndim") for value in values)
+    }
 
 
-def _torch_outputs(module: Any, images: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
-    """Return the name, class and output of each layer; a Sequential's is its last layer's."""
-    outputs: list[tuple[str, str, np.ndarray]] = []
+def _torch_outputs(module: Any, images: np.ndarray) -> list[tuple[str, str, Any, np.ndarray]]:
+    """Return name, class, input and output of each layer; a Sequential's is its last layer's."""
+    outputs: list[tuple[str, str, Any, np.ndarray]] = []
     names = {layer: name or LOGITS for name, layer in module.named_modules()}
 
-    def keep(layer: Any, _: Any, output: Any) -> None:
+    def keep(layer: Any, inputs: Any, output: Any) -> None:
         nested = isinstance(layer, torch.nn.Sequential) and layer is not module
         if layer in names and not nested and isinstance(output, torch.Tensor):
             value = output.clone().numpy()  # the next layer may work in place
-            outputs.append((names[layer], type(layer).__name__, value))
+            outputs.append((names[layer], type(layer).__name__, inputs[0], value))
 
+    for layer in module.modules():  # so that the inputs stay
+        if hasattr(layer, "inplace"):
+            layer.inplace = False
     try:
         with torch.nn.modules.module.register_module_forward_hook(keep), torch.no_grad():
             module(torch.from_numpy(np.ascontiguousarray(_channels_first(images))))

@@ -5,14 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.conftest import TINY
+
 ROOT = Path(__file__).parents[2]
 
 
-def start(workdir, options, program="tests.tiny", **environment):
-    """Start ``jaxcifar train`` on digits; the usual program trains the tiny network."""
-    options = ["--workdir", str(workdir), *f"--dataset digits --log-every 1 {options}".split()]
+def start(workdir, options, model=TINY, **environment):
+    """Start ``jaxcifar train`` on digits."""
+    options = f"--dataset digits --log-every 1 --model {model} {options}".split()
     return subprocess.Popen(
-        [sys.executable, "-m", program, "train", *options],
+        [sys.executable, "-m", "jaxcifar", "train", "--workdir", str(workdir), *options],
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,

@@ -65,7 +65,7 @@ def test_only_given_flags_are_parsed():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train --model alexnet", "argument --model: invalid choice: 'alexnet'"),
+        ("train --model alexnet", "--model must be one of vgg16"),
         ("train --decay-rate 1/0", "argument --decay-rate: invalid fraction value"),
         ("train --epoch 1", "unrecognized arguments: --epoch 1"),
         ("train --learning-rate nan", "--learning-rate must be a positive number"),

@@ -56,7 +56,7 @@ def test_options_come_back_from_json_and_from_a_command_line(tmp_path_factory, *
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "alexnet"}, "--model must be one of vgg16, vgg16_bn, resnet50_layer4, got"),
+        ({"model": "alexnet"}, "--model must be one of vgg16, vgg16_bn, resnet50_layer4, FILE"),
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"epochs": True}, "--epochs must be a whole number"),
         ({"learning_rate": float("nan")}, "--learning-rate must be a positive number"),

@@ -10,21 +10,22 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from jaxcifar.files.run import RunDirectory
+from tests import conftest
 from tests.commands import processes
 from tests.commands.processes import finish, wait_for
 
 pytestmark = pytest.mark.slow
 
 # At a larger rate, or with many biases before batch norms, float32 runs part: docs/scaling.md.
-OPTIONS = "--model vgg16 --batch-size 96 --learning-rate 1e-6"
+OPTIONS = "--batch-size 96 --learning-rate 1e-6"
 # Two epochs of the tiny network, so that signals reach it on its way.
-TINY = ("tests.tiny", f"{OPTIONS} --epochs 2 --no-report")
-VGG16 = ("jaxcifar", OPTIONS)
+TINY = (conftest.TINY, f"{OPTIONS} --epochs 2 --no-report")
+VGG16 = ("vgg16", OPTIONS)
 
 
 def start(network, path, devices, options=""):
-    program, fixed = network
-    return processes.start(path, f"{fixed} {options}", program, JAX_NUM_CPU_DEVICES=str(devices))
+    model, fixed = network
+    return processes.start(path, f"{fixed} {options}", model, JAX_NUM_CPU_DEVICES=str(devices))
 
 
 def start_two(network, path, options=""):

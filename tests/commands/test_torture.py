@@ -10,9 +10,10 @@ import pytest
 from jaxcifar.files.checkpoints import DIGEST
 from jaxcifar.files.run import RunDirectory
 from tests.commands.processes import finish, start, wait_for
+from tests.conftest import TINY
 
 # Every step writes a checkpoint, so that most kills fall into one.
-OPTIONS = "--model resnet50_layer4 --batch-size 90 --checkpoint-every 1"
+OPTIONS = "--batch-size 90 --checkpoint-every 1"
 
 
 def result(workdir):
@@ -24,15 +25,15 @@ def result(workdir):
 
 
 @pytest.mark.parametrize(
-    ("kills", "program", "options"),
+    ("kills", "model", "options"),
     [
-        pytest.param(2, "tests.tiny", "--epochs 2 --no-report", marks=pytest.mark.slow),
-        pytest.param(20, "jaxcifar", "", marks=pytest.mark.torture),
+        pytest.param(2, TINY, "--epochs 2 --no-report", marks=pytest.mark.slow),
+        pytest.param(20, "resnet50_layer4", "", marks=pytest.mark.torture),
     ],
 )
-def test_killed_runs_end_as_an_undisturbed_one(kills, program, options, tmp_path):
+def test_killed_runs_end_as_an_undisturbed_one(kills, model, options, tmp_path):
     options = f"{OPTIONS} {options}"
-    undisturbed = start(tmp_path / "undisturbed", options, program)
+    undisturbed = start(tmp_path / "undisturbed", options, model)
     wait_for(undisturbed, "Step [1/")
     begin = time.monotonic()
     finish(undisturbed)
@@ -44,7 +45,7 @@ def test_killed_runs_end_as_an_undisturbed_one(kills, program, options, tmp_path
     while killed < kills:
         runs += 1
         workdir = tmp_path / f"run{runs}"
-        process = start(workdir, options, program)
+        process = start(workdir, options, model)
         while True:
             moment = rng.uniform(0, seconds) if killed < kills else None
             if moment and killed % 5 < 4:  # every fifth kill can fall into the start
@@ -58,6 +59,6 @@ def test_killed_runs_end_as_an_undisturbed_one(kills, program, options, tmp_path
             killed += 1
             saved = RunDirectory(workdir).last_step()
             print(f"kill {killed} after {moment:.1f} s, step {saved}", flush=True)
-            process = start(workdir, options + " --resume" * (saved is not None), program)
+            process = start(workdir, options + " --resume" * (saved is not None), model)
         assert result(workdir) == expected, f"run {runs} ended differently"
         shutil.rmtree(workdir)  # half a gigabyte

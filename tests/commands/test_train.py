@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import TrainConfig, UserError, create_model, train_and_evaluate
+from jaxcifar import TrainConfig, UserError, train_and_evaluate
 from jaxcifar.core import sharding, steps
+from jaxcifar.files import networks
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.reporting.progress import Progress
-from jaxcifar.runtime import loop, process, setup
+from jaxcifar.runtime import loop, process
 from tests.commands.processes import start
-from tests.conftest import assert_same, run_config
+from tests.conftest import assert_same, create, run_config
 
 pytestmark = pytest.mark.usefixtures("few_digits", "tiny_network")
 EPOCH_OF_TWO = """\
@@ -62,7 +63,7 @@ def assert_resumes_exactly(tmp_path, monkeypatch, capsys, **options):
 
 @pytest.mark.slow
 def test_a_resumed_run_of_the_resnet_is_bit_identical(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(setup, "create_model", create_model)
+    monkeypatch.setattr(networks, "create", create)
     assert_resumes_exactly(tmp_path, monkeypatch, capsys)
 
 

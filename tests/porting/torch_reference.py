@@ -21,7 +21,11 @@ def random_module(name, *, seed=0, dtype=torch.float32, **options):
     """
     with torch.device("meta"):  # draws no weights that would be replaced
         module = create_torch_model(name, **options).to(dtype)
-    module.to_empty(device="cpu")
+    return randomize(module.to_empty(device="cpu"), seed)
+
+
+def randomize(module, seed=0):
+    """Draw all weights and statistics of a module."""
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
         if isinstance(layer, NORMS):
@@ -30,7 +34,8 @@ def random_module(name, *, seed=0, dtype=torch.float32, **options):
             layer.num_batches_tracked.random_(1, 10**6, generator=generator)
         elif isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(layer.weight, generator=generator)
-            layer.bias.data.uniform_(-0.1, 0.1, generator=generator)
+            if layer.bias is not None:
+                layer.bias.data.uniform_(-0.1, 0.1, generator=generator)
     return module
 
 

@@ -47,6 +47,22 @@ def test_the_readme_uses_the_library_correctly(monkeypatch, capsys):
     assert printed == [(0.5, {"loss": 1.0})]
 
 
+def test_the_network_of_the_page_about_porting_is_ported(tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/porting.md").read_text(encoding="utf-8")
+    theirs, ours = (block[1] for block in PYTHON_BLOCK.finditer(text))
+    Path("my_torch.py").write_text(theirs)
+    Path("my_net.py").write_text(ours)
+    names = {}
+    exec(theirs, names)
+    torch.save(names["Net"]().state_dict(), "net.pth")
+    command = re.search(r"^jaxcifar port (net.pth net_flax .*)$", text, re.M)[1]
+    cli.call("port", command.split())
+    shown = re.search(r"^net.pth is .*?^(?=layer)", text, re.M | re.S)[0]
+    assert capsys.readouterr().out.startswith(shown)
+
+
 @pytest.mark.slow
 def test_the_page_for_pytorch_users_converts_in_both_directions(tmp_path, monkeypatch, capsys):
     models = "jaxcifar.porting.torch_models"
