@@ -93,6 +93,8 @@ def load(
         variables = torch_names.to_flax(arrays, network, input_shape=input_shape)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    for tied in _tied(arrays):
+        log.info("%s: %s are one tensor, here each has its own copy", path, " and ".join(tied))
     adam, rate = None, info.get("learning_rate_of_torch")
     if optimizer and state is not None and not is_folder and found.averaged:
         log.info("%s: left the optimizer: it belongs to the weights before averaging", path)
@@ -189,6 +191,15 @@ def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]
         problem = f"is no whole checkpoint ({error!r:.99}): copy it again"
         raise UserError(f"{folder} {problem}") from error
     return arrays, adam, info
+
+
+def _tied(arrays: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """Return the keys that share a tensor in the file."""
+    owners: dict[Any, list[str]] = {}
+    for key, array in arrays.items():
+        place = array.__array_interface__["data"][0]
+        owners.setdefault((place, array.shape, array.strides), []).append(key)
+    return [keys for keys in owners.values() if len(keys) > 1]
 
 
 def _class_names(value: Any, count: int) -> tuple[str, ...] | None:

@@ -59,6 +59,11 @@ def test_every_tensor_comes_back_in_the_same_bits(state_dict, kept):
     files.assert_equal(state_dict, torch.load("out.ckpt"))
 
 
+def test_tied_weights_are_called_so(capsys):
+    tied = "features.0.bias and features.2.bias are one tensor, here each has its own copy"
+    assert tied in takes(capsys, SAME_BITS["strided and shared"])
+
+
 def test_half_precision_is_verified_in_the_models_dtypes(modules):
     torch.save(cast(modules["vgg16"].state_dict(), torch.bfloat16), "in.ckpt")
     port("in.ckpt", "orbax")

@@ -105,7 +105,7 @@ def test_float32_outputs_equal_torch(name, rng):
     module, state = pair(name, torch.float32)
     loaded = Weights(name, 10, variables(state))
     images = rng.standard_normal((BATCH, 32, 32, 3), np.float32)
-    rows = compare.compare(loaded, module.eval(), images)
+    rows, _ = compare.compare(loaded, module.eval(), images)
     assert {row.name for row in rows} > {key.rpartition(".")[0] for key in module.state_dict()}
     assert all(row.relative <= 1e-4 and np.isfinite(row.largest) for row in rows)
     assert rows[-1].name == "logits"
