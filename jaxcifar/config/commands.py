@@ -8,6 +8,7 @@ from jaxcifar.config.options import POSITIVE, REQUIRED, Options, Range, option
 from jaxcifar.config.train import COMPILE_CACHE, DATASET, DATASETS, MODEL
 
 INPUT = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})x([1-9]\d{0,3})")
+NETWORK = "the network, as for jaxcifar train (default: by keys and shapes)"
 PLATFORMS = ("cpu", "cuda", "tpu")  # of exported programs
 VERIFY_IMAGES = 48  # CIFAR-10 images that the port compares on
 
@@ -20,12 +21,7 @@ class WeightsOptions(Options):
         REQUIRED,
         "a run directory, a ported checkpoint, a torch .ckpt/.pt/.pth or a .safetensors file",
     )
-    model: str | None = option(
-        None,
-        "the network, as for jaxcifar train (default: by keys and shapes)",
-        MODEL,
-        metavar="NAME",
-    )
+    model: str | None = option(None, NETWORK, MODEL, metavar="NAME")
     ema: bool = option(False, "use the exponential moving average in a torch file")
 
 
@@ -107,12 +103,7 @@ class PortConfig(Options):
     to: Literal["orbax", "safetensors", "torch"] | None = option(
         None, "the format of OUTPUT (default: by its name)"
     )
-    model: str | None = option(
-        None,
-        "the network, as for jaxcifar train (default: by keys and shapes)",
-        MODEL,
-        metavar="NAME",
-    )
+    model: str | None = option(None, NETWORK, MODEL, metavar="NAME")
     input: str = option(
         "3x32x32",
         "the images of your own network: channels, height and width",

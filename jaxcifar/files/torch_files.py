@@ -1,6 +1,6 @@
 """Read and write state dicts in ``.ckpt``, ``.pt``, ``.pth`` and ``.safetensors`` files.
 
-No code in a file is ever executed: what torch refuses with ``weights_only=True`` is refused.
+No code in a file is ever executed: ``torch_pickle`` reads pickles without running them.
 """
 
 import json
@@ -43,14 +43,14 @@ def read(path: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     """
     with path.open("rb") as file:
         start = file.read(len(LFS_MAGIC))
+    if start == LFS_MAGIC:
+        raise UserError(f"{path} is a Git LFS pointer and not the file: run git lfs pull")
     metadata: dict[str, Any] = {}
     if start.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
         content = _read_torch(path, zipped=start.startswith(ZIP_MAGIC))
-    elif start[8:9] == b"{" or (path.suffix == ".safetensors" and not start.startswith(LFS_MAGIC)):
+    elif start[8:9] == b"{" or path.suffix == ".safetensors":
         content, metadata = _read_safetensors(path)
     else:
-        if start == LFS_MAGIC:
-            raise UserError(f"{path} is a Git LFS pointer and not the file: run git lfs pull")
         problem = "is neither a torch file nor a safetensors file" if start else "is empty"
         raise UserError(f"{path} {problem}: use one of torch.save(model.state_dict(), PATH)")
     if not isinstance(content, Mapping):

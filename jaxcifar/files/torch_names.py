@@ -27,7 +27,6 @@ ADAM: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8}  # of core.state.mak
 ADAM |= {"weight_decay": 0, "amsgrad": False, "maximize": False}
 
 
-Arrays = Mapping[str, np.ndarray]
 Shape = tuple[int, ...]
 
 

@@ -15,31 +15,16 @@ import ml_dtypes  # noqa: F401 - numpy then knows bfloat16
 import numpy as np
 
 DTYPES = {  # by torch's class of storage
-    **{
-        "DoubleStorage": "f8",
-        "FloatStorage": "f4",
-        "HalfStorage": "f2",
-        "BFloat16Storage": "bfloat16",
-    },
-    **{"LongStorage": "i8", "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1"},
-    **{"ByteStorage": "u1", "BoolStorage": "?", "ComplexFloatStorage": "c8"},
-    **{"ComplexDoubleStorage": "c16", "Float8_e4m3fnStorage": "float8_e4m3fn"},
+    **{"DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "LongStorage": "i8"},
+    **{"IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1"},
+    **{"BoolStorage": "?", "ComplexFloatStorage": "c8", "ComplexDoubleStorage": "c16"},
+    **{"BFloat16Storage": "bfloat16", "Float8_e4m3fnStorage": "float8_e4m3fn"},
 }
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 BUILTINS = {"set", "frozenset", "complex", "slice", "list", "dict", "tuple", "object"}
-ATTACKS = {
-    "os",
-    "posix",
-    "nt",
-    "sys",
-    "subprocess",
-    "shutil",
-    "pty",
-    "importlib",
-    "runpy",
-    "ctypes",
-}
-ATTACKS |= {"socket", "code", "operator", "pickle", "webbrowser", "builtins", "__builtin__"}
+ATTACKS = {"os", "posix", "nt", "sys", "subprocess", "shutil", "pty", "importlib", "runpy"}
+ATTACKS |= {"ctypes", "socket", "code", "operator", "pickle", "webbrowser"}
+ATTACKS |= {"builtins", "__builtin__"}  # but for BUILTINS
 
 
 class Refused(pickle.UnpicklingError):
@@ -111,16 +96,8 @@ def _tensor(storage: np.ndarray | None, offset: int, size: Any, stride: Any, *_:
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
 
 
-def _tensor_of(
-    storage: np.ndarray | None,
-    offset: int,
-    size: Any,
-    stride: Any,
-    _: Any,
-    hooks: Any,
-    dtype: str,
-    *rest: Any,
-) -> Any:
+def _tensor_of(storage: np.ndarray | None, *layout: Any) -> Any:
+    offset, size, stride, _, _, dtype, *_ = layout  # the storage is of bytes
     try:
         typed = storage if storage is None else storage.view(dtype)
     except TypeError:

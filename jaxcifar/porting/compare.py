@@ -86,15 +86,16 @@ def compare(loaded: Weights, module: Any, images: np.ndarray) -> tuple[list[Row]
     return rows, what
 
 
+def without_dropout(call: Any, inputs: Any, options: Any, context: Any) -> Any:
+    """Let Dropout give its input, for ``nn.intercept_methods``."""
+    is_dropout = isinstance(context.module, nn.Dropout) and context.method_name == "__call__"
+    return inputs[0] if is_dropout else call(*inputs, **options)
+
+
 def compare_training(
     loaded: Weights, module: Any, images: np.ndarray
 ) -> tuple[list[Row], str | None]:
     """Compare the running statistics after one training step without dropout."""
-
-    def without_dropout(call: Any, inputs: Any, options: Any, context: Any) -> Any:
-        is_dropout = isinstance(context.module, nn.Dropout) and context.method_name == "__call__"
-        return inputs[0] if is_dropout else call(*inputs, **options)
-
     model, options = loaded.build(), {"train": True, "mutable": ["batch_stats"]}
     with jax.default_matmul_precision("highest"), nn.intercept_methods(without_dropout):
         _, statistics = jax.jit(partial(model.apply, **options))(loaded.variables, images)

@@ -9,7 +9,7 @@ from jaxcifar.files import weights
 from jaxcifar.files.digest import sha256
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-from safetensors.torch import load_file, save_file  # noqa: E402, F401
+from safetensors.torch import load_file, save_file  # noqa: E402, F401 - for the tests
 
 from jaxcifar.porting.torch_models import VGG16, create_torch_model  # noqa: E402
 

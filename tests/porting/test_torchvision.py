@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxcifar.files import networks, torch_names
+from jaxcifar.porting import compare
 from tests.porting import torch_reference
 from tests.porting.files import assert_equal, port, torch
 
@@ -103,13 +104,7 @@ def test_a_float64_step_is_torchs(ours, theirs, rng):
         logits, updates = model.apply(state, images, train=True, mutable=["batch_stats"])
         return jnp.sum(logits * weights), updates
 
-    def without_dropout(call, inputs, options, context):
-        dropout = isinstance(context.module, nn.Dropout)
-        return (
-            inputs[0] if dropout and context.method_name == "__call__" else call(*inputs, **options)
-        )
-
-    with nn.intercept_methods(without_dropout):
+    with nn.intercept_methods(compare.without_dropout):
         gradients, statistics = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     expected = {name: parameter.grad for name, parameter in module.named_parameters()}
     expected |= dict(module.named_buffers())
