@@ -95,6 +95,11 @@ class TrainConfig(Options):
     warmup_epochs: int = option(
         0, "epochs in which the learning rate first rises, linearly at each step", NOT_NEGATIVE
     )
+    weight_decay: float = option(
+        0.0,
+        "AdamW's decoupled weight decay (torch's AdamW: 0.01; 0: Adam)",
+        Range("0 or a positive number", lambda value: 0 <= value < math.inf),
+    )
     dropout_rate: float = option(0.5, "dropout before VGG's linear layers", SHARE)
     augment: Literal["auto", "crop-flip", "crop", "none"] = option(
         "auto",

@@ -41,7 +41,16 @@ def make_schedule(
     return lambda count: by_decay(count // decay_steps) * warmup(count)
 
 
-make_optimizer = cache(optax.adam)  # Kingma and Ba, 2014; optax has torch's defaults
+@cache
+def make_optimizer(schedule: optax.ScalarOrSchedule, *, weight_decay: float = 0.0) -> Optimizer:
+    """Return Adam (Kingma and Ba, 2014); with decay AdamW (Loshchilov and Hutter, 2017).
+
+    optax has torch's defaults. As in torch, every parameter decays, by the rate times
+    ``weight_decay``.
+    """
+    if not weight_decay:
+        return optax.adam(schedule)
+    return optax.adamw(schedule, weight_decay=weight_decay)
 
 
 def create_state(key: jax.Array, model: nn.Module, optimizer: Optimizer) -> TrainState:

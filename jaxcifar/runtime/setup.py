@@ -82,7 +82,8 @@ def prepare(
         decay_steps=config.decay_epochs * steps_per_epoch,
         warmup_steps=config.warmup_epochs * steps_per_epoch,
     )
-    optimizer, replicated = state.make_optimizer(schedule), sharding.replicated(mesh)
+    optimizer = state.make_optimizer(schedule, weight_decay=config.weight_decay)
+    replicated = sharding.replicated(mesh)
     # All random numbers follow from these, the epoch and the step: resuming needs no more.
     split = jax.jit(lambda s: jax.random.split(jax.random.key(s), 3), out_shardings=replicated)
     init_key, order_key, step_key = split(np.uint32(config.seed))
