@@ -64,7 +64,8 @@ def main() -> None:
     initialise(module, config.model)
     module = module.to(memory_format=torch.channels_last)
     rate = config.learning_rate or 1e-3
-    adam = torch.optim.Adam(module.parameters(), lr=rate, fused=True)
+    options = {"lr": rate, "weight_decay": config.weight_decay}
+    adam = torch.optim.AdamW(module.parameters(), fused=True, **options)
     steps = len(labels) // config.batch_size
     warmup, decay = config.warmup_epochs * steps, config.decay_epochs * steps
 

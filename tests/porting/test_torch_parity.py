@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
@@ -224,3 +225,17 @@ def test_twenty_float64_training_steps_equal_torch(name, dropout, rng):
     assert worst({"mu": ours.mu, "nu": ours.nu}, {"mu": mu, "nu": nu}) <= (1e-9,)
     moved, _ = worst(jax.tree.map(np.asarray, state.params), before)
     assert moved > 1e-4  # the steps did something
+
+
+@jax.enable_x64(True)
+def test_weight_decay_is_that_of_torchs_adamw(rng):
+    params, optimizer = {"kernel": rng.normal(size=(4, 3))}, make_optimizer(1e-2, weight_decay=0.3)
+    weight, opt_state = torch.tensor(params["kernel"]), optimizer.init(params)
+    adam = torch.optim.AdamW([weight], lr=1e-2, weight_decay=0.3)
+    for _ in range(STEPS):
+        gradient = rng.normal(size=(4, 3))
+        weight.grad = torch.tensor(gradient)
+        adam.step()
+        updates, opt_state = optimizer.update({"kernel": gradient}, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["kernel"], weight, rtol=1e-12)
