@@ -57,9 +57,10 @@ def assert_ends(process):
         assert "another task died" in error
 
 
-def test_two_processes_end_as_one_does(tmp_path):
-    finish(start(VGG16, tmp_path / "one", 4))
-    (out, _), silent = finish(*start_two(VGG16, tmp_path / "two"))
+@pytest.mark.parametrize("network", [TINY, pytest.param(VGG16, marks=pytest.mark.torture)])
+def test_two_processes_end_as_one_does(network, tmp_path):
+    finish(start(network, tmp_path / "one", 4))
+    (out, _), silent = finish(*start_two(network, tmp_path / "two"))
     assert "Accuracy of the model on the test images" in out
     assert silent == ("", "")
     assert_close(tmp_path / "two", tmp_path / "one")

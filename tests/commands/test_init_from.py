@@ -12,11 +12,15 @@ from jaxcifar.core.state import replace_head
 from jaxcifar.files import torch_files, torch_names, weights
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.runtime import setup
-from tests.conftest import assert_same, run_config, use_few_digits
+from tests.conftest import TINY, assert_same, run_config, use_few_digits
 from tests.tiny import Tiny
 
 pytestmark = [pytest.mark.usefixtures("few_digits"), pytest.mark.slow]
 STEPS = 5
+
+
+def train(workdir, **changes):
+    return train_and_evaluate(run_config(workdir, model=TINY, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -24,36 +28,34 @@ def run(tmp_path_factory):
     """A short run; what it leaves is the source of others."""
     with pytest.MonkeyPatch.context() as patch:
         use_few_digits(patch)
-        return train_and_evaluate(run_config(tmp_path_factory.mktemp("first") / "run"))
+        return train(tmp_path_factory.mktemp("first") / "run")
 
 
 def test_every_source_starts_the_same_run(run, tmp_path, caplog):
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from jaxcifar.porting.torch_models import create_torch_model
-
     caplog.set_level("INFO")
-    weights.load(run.workdir)
+    weights.load(run.workdir, model=TINY)
     assert caplog.text == ""  # only those who train on hear of Adam
-    loaded = weights.load(run.workdir, optimizer=True)
+    loaded = weights.load(run.workdir, model=TINY, optimizer=True)
     assert loaded.adam.count == STEPS
     assert_same(loaded.variables["params"], run.state.params)
     weights.write(tmp_path / "ported", loaded, "orbax", {})
-    network = create_torch_model("resnet50_layer4")
-    network.load_state_dict({k: torch.tensor(v) for k, v in weights.to_torch(loaded).items()})
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-4)
+    state_dict = {k: torch.tensor(v) for k, v in weights.to_torch(loaded).items()}
     moments = [torch_names.torch_view({"params": tree}) for tree in loaded.adam[1:]]
-    for name, parameter in network.named_parameters():
+    parameters = {k: torch.nn.Parameter(v) for k, v in state_dict.items() if k in moments[0]}
+    optimizer = torch.optim.Adam(parameters.values(), lr=3e-4)
+    for name, parameter in parameters.items():
         state = zip(("exp_avg", "exp_avg_sq"), (tree[name] for tree in moments), strict=True)
         optimizer.state[parameter] = {key: torch.tensor(value) for key, value in state}
         optimizer.state[parameter]["step"] = torch.tensor(float(loaded.adam.count))
-    saved = {"model": network.state_dict(), "optimizer": optimizer.state_dict()}
+    saved = {"model": state_dict, "optimizer": optimizer.state_dict()}
     torch.save(saved, tmp_path / "torch.ckpt")
 
     states = []
     for source in (run.workdir, tmp_path / "ported", tmp_path / "torch.ckpt"):
         rate = None if source.suffix == ".ckpt" else 3e-4
         options = {"init_from": str(source), "learning_rate": rate}
-        history = train_and_evaluate(run_config(tmp_path / f"of {source.name}", **options))
+        history = train(tmp_path / f"of {source.name}", **options)
         states.append(history.state)
         assert history.records[0]["learning_rate"] == pytest.approx(3e-4)
     assert "Adam's moments after 5 steps, learning rate 0.0003" in caplog.text
@@ -66,16 +68,16 @@ def test_every_source_starts_the_same_run(run, tmp_path, caplog):
 
 def test_weights_alone_start_a_fresh_adam_and_are_not_read_again(run, tmp_path):
     path, workdir = tmp_path / "weights.safetensors", tmp_path / "started"
-    torch_files.write_safetensors(path, weights.to_torch(weights.load(run.workdir)), {})
+    torch_files.write_safetensors(path, weights.to_torch(weights.load(run.workdir, model=TINY)), {})
     options = {"init_from": str(path), "learning_rate": 1e-30}  # too small to move anything
-    started = train_and_evaluate(run_config(workdir, **options)).state
+    started = train(workdir, **options).state
     path.unlink()
-    resumed = train_and_evaluate(run_config(workdir, **options, resume=True, epochs=2)).state
+    resumed = train(workdir, **options, resume=True, epochs=2).state
     for state, steps in ((started, STEPS), (resumed, 2 * STEPS)):
         assert_same(state.params, run.state.params)
         assert state.step == state.opt_state[0].count == steps
         counts = torch_names.torch_view({"batch_stats": state.batch_stats})
-        assert counts["layer1.1.num_batches_tracked"] == STEPS + steps
+        assert counts["norm0.num_batches_tracked"] == STEPS + steps
     saved = RunDirectory(workdir).read_config()
     assert (saved.init_from, saved.learning_rate) == (str(path), 1e-30)
 
