@@ -1,12 +1,13 @@
 """The command line: a table of commands, their flags, and one way to fail."""
 
 import argparse
+import contextlib
 import importlib
 import logging
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn, get_origin
+from typing import Any, NamedTuple, NoReturn, TextIO, cast, get_origin
 
 from tqdm import tqdm
 
@@ -14,7 +15,7 @@ import jaxcifar
 from jaxcifar.config import commands, options
 from jaxcifar.config.options import Options, flag
 from jaxcifar.config.train import TrainConfig
-from jaxcifar.errors import UserError, one_line
+from jaxcifar.errors import UserError, one_line, printable
 from jaxcifar.runtime import memory
 
 
@@ -75,7 +76,8 @@ def call(name: str, argv: Sequence[str]) -> int | None:
     if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
         logger.addHandler(_StderrHandler())
     logger.setLevel(logging.INFO)
-    return importlib.import_module(f"jaxcifar.{name}").main(config)
+    with contextlib.redirect_stdout(cast(TextIO, _Stdout(sys.stdout))):
+        return importlib.import_module(f"jaxcifar.{name}").main(config)
 
 
 def parse(name: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -127,7 +129,20 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         warning = "Warning: " if record.levelno >= logging.WARNING else ""
-        tqdm.write(f"{warning}{record.getMessage()}", file=sys.stderr)
+        tqdm.write(f"{warning}{one_line(record.getMessage())}", file=sys.stderr)
+
+
+class _Stdout:
+    """Stands for stdout, without the control characters of names and paths."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

@@ -1,5 +1,6 @@
 """The error for bad input."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -12,7 +13,13 @@ class UserError(ValueError):
 
 def one_line(text: str) -> str:
     """Return the text in one line that a terminal can show."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return printable(re.sub(r"\s*\n\s*", " ", text.strip()))
+
+
+def printable(text: str) -> str:
+    """Return the text without what moves a terminal's cursor, apart from ends of lines."""
+    shown = (c if c.isprintable() or c == "\n" else " " if c.isspace() else "?" for c in text)
+    return "".join(shown)
 
 
 def difference(first: Sequence[str], second: Sequence[str], name: str, other: str) -> str:

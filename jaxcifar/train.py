@@ -27,6 +27,7 @@ from jaxcifar.reporting.scores import score
 from jaxcifar.runtime import distributed, environment, loop, process, setup
 
 log = logging.getLogger(__name__)
+ACCURACY = "Accuracy of the model on the test images: {:.2f} %"
 
 
 class History(NamedTuple):
@@ -47,11 +48,14 @@ def train_and_evaluate(config: TrainConfig) -> History:
     process.start(use_compile_cache=config.compile_cache)
     if config.coordinator is not None:
         distributed.join(config.coordinator, config.num_processes, config.process_id)
-    initial = None
-    if config.init_from is not None and not config.resume:
-        initial = weights.load(config.init_from, model=config.model, ema=config.ema, optimizer=True)
     directory = RunDirectory.for_run(config)
-    saved = directory.read_metadata() if config.resume else {}
+    resumes = directory.last_step() is not None
+    if config.resume and not resumes:
+        log.info("%s has no checkpoint yet: the run starts from the beginning", directory.path)
+    initial = None
+    if config.init_from is not None and not resumes:
+        initial = weights.load(config.init_from, model=config.model, ema=config.ema, optimizer=True)
+    saved = directory.read_metadata() if resumes else {}
     config.check_resumes(saved, directory.path)
     rate = setup.learning_rate(config, saved, initial)
     config = dataclasses.replace(config, learning_rate=rate)
@@ -63,12 +67,19 @@ def train_and_evaluate(config: TrainConfig) -> History:
         if not silent:
             stack.enter_context(directory.locked())
         checkpoints = stack.enter_context(directory.open_checkpoints(keep=config.keep))
-        if config.resume:
+        if resumes:
             state, totals = checkpoints.restore(state, totals)
         start = int(state.step)
         if start > run.total_steps:
             limit = f"beyond the {run.total_steps} steps of --epochs {config.epochs}"
             raise UserError(f"{directory.path} stands at step {start}, {limit}: ask for more")
+        records = directory.read_metrics()
+        tested = [r["accuracy"] for r in records if (r["split"], r["step"]) == ("test", start)]
+        if tested and start == run.total_steps:
+            log.info("%s is finished; continue it with more --epochs", directory.path)
+            if not silent:
+                print(ACCURACY.format(100 * tested[0]))
+            return History(directory.path, records, tested[0], state)
         if not silent:
             directory.write_config(config, environment.describe())
         metrics = stack.enter_context(closing(directory.open_metrics(start, silent=silent)))
@@ -88,7 +99,7 @@ def train_and_evaluate(config: TrainConfig) -> History:
                 distributed.leave(error)
             raise
         scores = score(logits, run.test.labels, run.metadata["class_names"])
-        progress.result(f"Accuracy of the model on the test images: {100 * scores.accuracy:.2f} %")
+        progress.result(ACCURACY.format(100 * scores.accuracy))
         values = {"images": scores.images, "loss": scores.loss, "accuracy": scores.accuracy}
         metrics.write(run.total_steps, "test", **values)
         if config.report and not silent:

@@ -1,9 +1,12 @@
 """Options of a command: the fields of a frozen dataclass, checked when it is made."""
 
 import dataclasses
+import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
@@ -56,9 +59,9 @@ class Options:
         return cls(**flags)
 
 
-def command_line(options: Options, prog: str = "jaxcifar train") -> str:
+def command_line(options: Options, *prog: str) -> str:
     """Return the command with these options, quoted for a shell: the inverse of ``cli.parse``."""
-    words = prog.split()
+    words = [*prog]
     for field in dataclasses.fields(options):
         value, name = getattr(options, field.name), flag(field.name)
         if isinstance(value, bool) and value != field.default:
@@ -66,7 +69,22 @@ def command_line(options: Options, prog: str = "jaxcifar train") -> str:
         elif value != field.default:
             text = show(value)
             words += [f"{name}={text}"] if text.startswith("-") else [name, text]
-    return shlex.join(words)
+    return " ".join(map(_quote, words))
+
+
+def this_program() -> tuple[str, ...]:
+    """Return the words that start ``jaxcifar`` as this process was started."""
+    if Path(sys.argv[0]).stem == "jaxcifar":
+        return (sys.argv[0],)
+    return sys.executable, "-m", "jaxcifar"
+
+
+def _quote(word: str) -> str:
+    """Quote for a shell; what a terminal cannot show is escaped as bash and zsh have it."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = str(os.fsencode(word) + b'"')[2:-2]  # the quotation mark makes Python escape others
+    return f"$'{escaped}'"
 
 
 def show(value: object) -> str:

@@ -28,6 +28,11 @@ def is_model(name: str) -> bool:
     return name in MODEL_NAMES or all(name.rpartition(":"))
 
 
+def is_own(model: str) -> bool:
+    """Whether this names the user's own code, which is run only if the user names it."""
+    return model not in MODEL_NAMES
+
+
 def is_dataset(name: str) -> bool:
     """Whether this names a data set; a folder need not exist."""
     return name in AUTO_AUGMENTATION or (name.startswith(FOLDER_PREFIX) and name != FOLDER_PREFIX)
@@ -68,8 +73,8 @@ class TrainConfig(Options):
     workdir: str | None = option(None, "the run directory (default: runs/DATASET-MODEL-TIME)")
     resume: bool = option(
         False,
-        "continue the run in --workdir from its last checkpoint, with its saved options; only"
-        " --epochs and the options for logging and checkpoints can change",
+        "continue the run in --workdir from its last checkpoint, if there is one, with its saved"
+        " options; only --epochs and the options for logging and checkpoints can change",
     )
     init_from: str | None = option(
         None,
@@ -183,9 +188,10 @@ class TrainConfig(Options):
     def from_flags(cls, flags: Mapping[str, Any]) -> Self:
         """Return the options for flags; a resumed run's saved ones fill in what is not given."""
         config = cls(**flags)
-        if config.resume:
-            saved = cls.from_json(Path(str(config.workdir)) / CONFIG_FILE)
-            if ":" in saved.model and "model" not in flags:  # code is run only if it is named
+        path = Path(str(config.workdir)) / CONFIG_FILE
+        if config.resume and path.exists():
+            saved = cls.from_json(path)
+            if is_own(saved.model) and "model" not in flags:
                 raise UserError(f"the run is of your own network: pass --model {saved.model}, too")
             config = dataclasses.replace(saved, **flags)
         return config

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import shlex
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -77,19 +76,13 @@ class RunDirectory:
 
     @classmethod
     def for_run(cls, config: TrainConfig) -> Self:
-        """Return the directory, which holds no run, or, to resume, a checkpoint."""
+        """Return the directory; unless the run resumes, it holds no checkpoint."""
         name = f"{_name(config.dataset)}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
         run = cls(Path(config.workdir or Path("runs") / name))
-        if config.resume and run.last_step() is None:
-            raise UserError(f"there is no checkpoint in {run.path}: start without --resume")
         if not config.resume and run.last_step() is not None:
             advice = "continue it with --resume, or choose another --workdir"
             raise UserError(f"{run.path} holds a run already: {advice}")
         return run
-
-    @property
-    def resume_command(self) -> str:
-        return f"jaxcifar train --workdir {shlex.quote(str(self.path))} --resume"
 
     @property
     def checkpoints_dir(self) -> Path:

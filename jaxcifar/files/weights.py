@@ -15,6 +15,7 @@ import optax
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
+from jaxcifar.config.train import is_own
 from jaxcifar.core.models import INPUT_SHAPE
 from jaxcifar.core.state import TrainState, state_from
 from jaxcifar.errors import UserError, difference, one_line
@@ -79,7 +80,7 @@ def load(
         raise UserError(f"--ema is for torch files, and {path} is a folder")
     tensors, state, info = _read_orbax(path) if is_folder else torch_files.read(path)
     saved = info.get("model")
-    if saved and ":" in saved and model is None:  # code is only run if the user has named it
+    if saved and is_own(saved) and model is None:
         raise UserError(f"{path} is of your own network {saved}: name it with --model")
     name, num_classes, found = torch_names.identify(
         *(tensors, path, model or saved), input_shape=input_shape, ema=ema, prefix=prefix

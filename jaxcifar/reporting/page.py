@@ -76,6 +76,7 @@ def write_report(
     for number, (name, run, test) in enumerate(zip(names, runs, outputs, strict=True), start=1):
         suffix = ".png" if len(runs) == 1 else f"-{number}.png"
         config, environment = run.read_config(), run.read_environment()
+        options = replace(config, workdir=None, resume=False)
         step, classes, logits, labels, wrong, images = test
         scores = score(logits, labels, classes)
         confusion = figures.confusion(scores.confusion, classes)
@@ -87,7 +88,7 @@ def write_report(
                 "scores": scores,
                 "confusion": figures.save(confusion, output / f"confusion{suffix}"),
                 "mistakes": figures.save(mistakes, output / f"mistakes{suffix}"),
-                "command": command_line(replace(config, workdir=None, resume=False)),
+                "command": command_line(options, "jaxcifar", "train"),
                 "config": config.to_dict(),
                 "environment": environment.pop("versions", {}) | environment,
             }

@@ -33,7 +33,10 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
             heartbeat_timeout_seconds=WAIT_SECONDS // 3,
             shutdown_timeout_seconds=WAIT_SECONDS // 3,
         )
-    except (ValueError, RuntimeError) as error:
+    except (LookupError, ValueError, RuntimeError) as error:
+        if coordinator == "auto" and not isinstance(error, RuntimeError):
+            problem = "--coordinator auto finds no Slurm, Kubernetes, Open MPI or TPU here"
+            raise UserError(f"{problem}: use HOST:PORT of process 0") from error
         advice = f"start all of them within {WAIT_SECONDS} seconds, with the same --coordinator"
         raise UserError(f"cannot connect to the other processes ({error}): {advice}") from error
     if not is_first_process():  # one process prints for all

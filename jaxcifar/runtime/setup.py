@@ -1,7 +1,6 @@
 """What a training run starts from: its data, model, schedule and first state."""
 
 import logging
-import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +11,8 @@ import optax
 from jax.sharding import Mesh
 
 from jaxcifar import data
-from jaxcifar.config.train import TrainConfig
+from jaxcifar.config.options import command_line, this_program
+from jaxcifar.config.train import OF_PROCESS, TrainConfig, is_own
 from jaxcifar.core import sharding, state
 from jaxcifar.core.models import head
 from jaxcifar.core.steps import Examples, Metrics
@@ -42,8 +42,11 @@ class Run(NamedTuple):
 
     @property
     def resume_command(self) -> str:
-        own = f" --model {shlex.quote(self.config.model)}" if ":" in self.config.model else ""
-        return self.directory.resume_command + own
+        """The command that continues the run."""
+        names = (*OF_PROCESS, "model") if is_own(self.config.model) else OF_PROCESS
+        options = {name: getattr(self.config, name) for name in names}
+        config = TrainConfig(workdir=str(self.directory.path), resume=True, **options)
+        return command_line(config, *this_program(), "train")
 
     @property
     def steps_per_epoch(self) -> int:

@@ -69,7 +69,6 @@ def test_only_given_flags_are_parsed():
         ("train --decay-rate 1/0", "argument --decay-rate: invalid fraction value"),
         ("train --epoch 1", "unrecognized arguments: --epoch 1"),
         ("train --learning-rate nan", "--learning-rate must be a positive number"),
-        ("train --resume --workdir nowhere", "nowhere/config.json is not a saved training"),
         ("train --batch-size 100000 --dataset digits", "--batch-size 100000 is more than the 1437"),
         ("train --workdir /dev/null/x --dataset digits", "/dev/null/x cannot be written to"),
         ("predict --checkpoint nowhere --top 0 x.png", "--top must be at least 1, got 0"),
@@ -99,11 +98,13 @@ def test_warnings_and_notes_of_a_command_are_lines_on_stderr(run, monkeypatch):
     log = logging.getLogger("jaxcifar.somewhere")
 
     def main(config):
-        log.info("took %s", "this")
+        log.info("took %s", "this\x1b[31m")
         log.warning("beware")
+        print("a path\r\x1b[2Jof two\nlines")
 
     monkeypatch.setattr(train, "main", main)
-    assert run("train") == (0, "", "took this\nWarning: beware\n")
+    notes = "took this?[31m\nWarning: beware\n"
+    assert run("train") == (0, "a path ?[2Jof two\nlines\n", notes)
 
 
 def test_help_lists_the_commands_and_every_option(run):

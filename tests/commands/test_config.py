@@ -1,15 +1,17 @@
 """The options of a run: their values, and how they are saved."""
 
 import json
+import os
 import re
-import shlex
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcifar import TrainConfig, UserError, cli
-from jaxcifar.config.options import command_line
+from jaxcifar.config.options import command_line, this_program
 from jaxcifar.config.train import MODEL_NAMES
 from jaxcifar.core.models import MODELS
 
@@ -48,9 +50,29 @@ def test_options_come_back_from_json_and_from_a_command_line(tmp_path_factory, *
     path = tmp_path_factory.mktemp("json") / "config.json"
     path.write_text(json.dumps(config.to_dict()))
     assert TrainConfig.from_json(path) == config
-    program, name, *argv = shlex.split(command_line(config))
-    assert (program, name) == ("jaxcifar", "train")
-    assert TrainConfig(**cli.parse("train", argv)) == config
+    assert TrainConfig(**cli.parse("train", shell_words(command_line(config)))) == config
+
+
+def shell_words(line):
+    """The words that bash reads in a line."""
+    out = subprocess.check_output(["bash", "-c", f"printf '%s\\0' {line}"], text=False)
+    return os.fsdecode(out).split("\0")[:-1]
+
+
+@pytest.mark.parametrize(
+    "path", ["a b", "$HOME", "it's", '"', "-x", "\x1b[31m'\n", "\udcff", "名 前"]
+)
+@pytest.mark.parametrize("script", ["/env/bin/jaxcifar", "/env/jaxcifar/__main__.py"])
+def test_a_command_can_be_pasted_into_a_shell(path, script, monkeypatch):
+    monkeypatch.setattr("sys.argv", [script])
+    config = TrainConfig(workdir=path, resume=True)
+    line = command_line(config, *this_program(), "train")
+    assert line.isprintable()
+    words = shell_words(line)
+    python = [sys.executable, "-m", "jaxcifar", "train"]
+    start = [script, "train"] if script.endswith("bin/jaxcifar") else python
+    assert words[: len(start)] == start
+    assert TrainConfig(**cli.parse("train", words[len(start) :])) == config
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,14 @@ def assert_ends(process):
         assert "another task died" in error
 
 
+def test_no_cluster_is_said_to_be_missing(tmp_path):
+    process = start(TINY, tmp_path, 1, "--coordinator auto")
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "--coordinator auto finds no Slurm, Kubernetes, Open MPI or TPU here" in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("network", [TINY, pytest.param(VGG16, marks=pytest.mark.torture)])
 def test_two_processes_end_as_one_does(network, tmp_path):
     finish(start(network, tmp_path / "one", 4))

@@ -3,6 +3,8 @@
 import itertools
 import re
 import signal
+import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -99,8 +101,12 @@ def test_output_logs_and_checkpoints(tmp_path, capsys):
         train_and_evaluate(run_config(tmp_path, resume=True, seed=1, **options))
     with pytest.raises(UserError, match="stands at step 8, beyond the 4 steps of --epochs 1"):
         train_and_evaluate(run_config(tmp_path, resume=True, epochs=1, **options))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     again = train_and_evaluate(run_config(tmp_path, resume=True, epochs=2, **options))
-    assert_same(again.state.params, history.state.params)  # a finished run resumes to its end
+    assert_same(again.state.params, history.state.params)  # a finished run has nothing to do
+    assert again[1:3] == history[1:3]
+    assert capsys.readouterr().out == out.splitlines(keepends=True)[-1]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_a_run_that_saved_nothing_can_start_again(tmp_path, monkeypatch):
@@ -108,9 +114,9 @@ def test_a_run_that_saved_nothing_can_start_again(tmp_path, monkeypatch):
         stop_after(patch, 1, lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train_and_evaluate(run_config(tmp_path))
-    with pytest.raises(UserError, match=r"no checkpoint in .*: start without --resume"):
-        train_and_evaluate(run_config(tmp_path, resume=True))
-    assert train_and_evaluate(run_config(tmp_path)).records[-1]["split"] == "test"
+    again = TrainConfig.from_flags({"workdir": str(tmp_path), "resume": True})  # for a queue
+    assert again == replace(run_config(tmp_path, resume=True), learning_rate=1e-3)
+    assert train_and_evaluate(again).records[-1]["split"] == "test"
 
 
 @pytest.mark.slow
@@ -122,7 +128,8 @@ def test_a_signalled_command_leaves_a_checkpoint(signum, code, tmp_path):
     _, error = run.communicate(timeout=60)
     assert run.returncode == code
     assert "Stopped after step " in error
-    assert f"continue with: jaxcifar train --workdir '{tmp_path}/w 1' --resume" in error
+    words = f"train --model tests.tiny:Tiny --workdir '{tmp_path}/w 1' --resume"
+    assert f"continue with: {sys.executable} -m jaxcifar {words}\n" in error
     assert "Traceback" not in error
     assert RunDirectory(tmp_path / "w 1").last_step() is not None
 
