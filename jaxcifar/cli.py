@@ -15,7 +15,7 @@ import jaxcifar
 from jaxcifar.config import commands, options
 from jaxcifar.config.options import Options, flag
 from jaxcifar.config.train import TrainConfig
-from jaxcifar.errors import UserError, one_line, printable
+from jaxcifar.errors import UserError, did_you_mean, one_line, printable
 from jaxcifar.runtime import memory
 
 
@@ -96,12 +96,15 @@ def make_parser(config: type[Options], prog: str, description: str) -> argparse.
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
     )
+    group: Any = parser
     for field, kind in options.fields_with_types(config):
+        if title := field.metadata["group"]:
+            group = parser.add_argument_group(title)
         text, name = field.metadata["help"].replace("%", "%%"), flag(field.name)
         if kind is bool:  # a flag for what is not the default
             name = flag(f"no_{field.name}") if field.default else name
             action = "store_false" if field.default else "store_true"
-            parser.add_argument(name, dest=field.name, action=action, help=text)
+            group.add_argument(name, dest=field.name, action=action, help=text)
             continue
         values: dict[str, Any] = {"metavar": field.metadata["metavar"]}
         if kind in (int, float):
@@ -115,13 +118,23 @@ def make_parser(config: type[Options], prog: str, description: str) -> argparse.
             values["required"] = True
         elif field.default is not None:
             text += f" (default: {options.show(field.default)})"
-        parser.add_argument(name, help=text, **values)
+        group.add_argument(name, help=text, **values)
     return parser
 
 
 class _Parser(argparse.ArgumentParser):
+    words: Sequence[str] = ()
+
+    def parse_args(self, words: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        self.words = words
+        return super().parse_args(words)
+
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
+        known = [*self._option_string_actions, *(c for a in self._actions for c in a.choices or ())]
+        unknown = (word.partition("=")[0] for word in self.words if word not in known)
+        wrong = [word for word in unknown if word.startswith("--") or repr(word) in message]
+        hints = "".join(did_you_mean(word, known) for word in wrong)
+        raise UserError(f"{message}{hints} (see --help)")
 
 
 class _StderrHandler(logging.Handler):

@@ -1,7 +1,8 @@
 """The error for bad input."""
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -20,6 +21,11 @@ def printable(text: str) -> str:
     """Return the text without what moves a terminal's cursor, apart from ends of lines."""
     shown = (c if c.isprintable() or c == "\n" else " " if c.isspace() else "?" for c in text)
     return "".join(shown)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown word; empty if none is like it."""
+    return "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(word, known, 1))
 
 
 def difference(first: Sequence[str], second: Sequence[str], name: str, other: str) -> str:

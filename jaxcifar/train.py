@@ -71,12 +71,13 @@ def train_and_evaluate(config: TrainConfig) -> History:
             state, totals = checkpoints.restore(state, totals)
         start = int(state.step)
         if start > run.total_steps:
-            limit = f"beyond the {run.total_steps} steps of --epochs {config.epochs}"
+            limit = f"beyond the {run.total_steps} steps of --epochs and --limit-steps"
             raise UserError(f"{directory.path} stands at step {start}, {limit}: ask for more")
         records = directory.read_metrics()
         tested = [r["accuracy"] for r in records if (r["split"], r["step"]) == ("test", start)]
         if tested and start == run.total_steps:
-            log.info("%s is finished; continue it with more --epochs", directory.path)
+            advice = "continue it with more --epochs or --limit-steps"
+            log.info("%s is finished after %d steps; %s", directory.path, start, advice)
             if not silent:
                 print(ACCURACY.format(100 * tested[0]))
             return History(directory.path, records, tested[0], state)

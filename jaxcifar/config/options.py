@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, did_you_mean
 
 REQUIRED: Any = dataclasses.MISSING
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -27,8 +28,11 @@ POSITIVE = Range("at least 1", lambda value: value >= 1)
 
 
 def option(default: Any, help: str, range: Range | None = None, **display: Any) -> Any:
-    """Return a dataclass field with its help; a value of None is not checked."""
-    display = {"positional": False, "metavar": "PATH", **display}
+    """Return a dataclass field with its help; a value of None is not checked.
+
+    ``group`` is the heading of this option and of those after it in ``--help``.
+    """
+    display = {"positional": False, "metavar": "PATH", "group": None, **display}
     return dataclasses.field(default=default, metadata={"help": help, "range": range, **display})
 
 
@@ -51,7 +55,9 @@ class Options:
 
     def reject(self, name: str, expected: str) -> None:
         """Raise the error about one field's value."""
-        raise UserError(f"{flag(name)} must be {expected}, got {getattr(self, name)!r}")
+        value = getattr(self, name)
+        hint = did_you_mean(str(value).lower(), re.findall(r"[\w-]+", expected))
+        raise UserError(f"{flag(name)} must be {expected}, got {value!r}{hint}")
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> Self:

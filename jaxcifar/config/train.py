@@ -45,8 +45,8 @@ def folder_path(dataset: str) -> Path:
 
 # What a resumed run may change, and what belongs to one process of a run and is not saved.
 MAY_CHANGE = {
-    *("data_dir", "workdir", "resume", "epochs", "compile_cache", "on_nonfinite", "report"),
-    *("log_every", "checkpoint_every", "keep"),
+    *("data_dir", "workdir", "resume", "epochs", "limit_steps", "compile_cache"),
+    *("on_nonfinite", "report", "log_every", "checkpoint_every", "keep"),
 }
 OF_PROCESS = ("coordinator", "num_processes", "process_id")
 MODEL = Range(f"one of {MODELS}", is_model)
@@ -57,7 +57,9 @@ DATASET = Range(f"one of {DATASETS}", is_dataset)
 class TrainConfig(Options):
     """Everything that decides a run."""
 
-    model: str = option("vgg16", f"the network, one of {MODELS}", MODEL, metavar="NAME")
+    model: str = option(
+        "vgg16", f"the network, one of {MODELS}", MODEL, metavar="NAME", group="network and data"
+    )
     dataset: str = option(
         "cifar10",
         f"the data, one of {DATASETS}; digits needs no network; a folder holds images of any size"
@@ -70,11 +72,14 @@ class TrainConfig(Options):
         "where the data is or will be downloaded to: a TFDS directory, or one that holds a CIFAR"
         " archive or its unpacked folder (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     )
-    workdir: str | None = option(None, "the run directory (default: runs/DATASET-MODEL-TIME)")
+    workdir: str | None = option(
+        None, "the run directory (default: runs/DATASET-MODEL-TIME)", group="start and resume"
+    )
     resume: bool = option(
         False,
         "continue the run in --workdir from its last checkpoint, if there is one, with its saved"
-        " options; only --epochs and the options for logging and checkpoints can change",
+        " options; only --epochs, --limit-steps and the options for logging and checkpoints can"
+        " change",
     )
     init_from: str | None = option(
         None,
@@ -82,7 +87,12 @@ class TrainConfig(Options):
         " ported checkpoint or a run directory; for other classes the last layer is drawn anew",
     )
     ema: bool = option(False, "use the exponential moving average in the torch file of --init-from")
-    epochs: int = option(1, "passes over the training images", POSITIVE)
+    epochs: int = option(1, "passes over the training images", POSITIVE, group="training")
+    limit_steps: int | None = option(
+        None,
+        "end after this many steps in all, to try a run out (default: --epochs)",
+        POSITIVE,
+    )
     batch_size: int = option(100, "images per step; the last partial batch is dropped", POSITIVE)
     learning_rate: float | None = option(
         None,
@@ -127,7 +137,6 @@ class TrainConfig(Options):
         "seeds the weights, the order of the images, crops, flips and dropout",
         Range("between 0 and 4294967295", lambda value: 0 <= value < 2**32),
     )
-    compile_cache: bool = option(True, COMPILE_CACHE)
     on_nonfinite: Literal["stop", "skip"] = option(
         "stop",
         "if a loss is not finite: stop, or skip and count each update that is not finite",
@@ -137,10 +146,13 @@ class TrainConfig(Options):
         "for training with several processes: HOST:PORT of process 0, the same for all; auto"
         " takes this and the next two from Slurm, Kubernetes, Open MPI or the TPU",
         metavar="HOST:PORT",
+        group="several processes",
     )
     num_processes: int | None = option(None, "how many processes train together", POSITIVE)
     process_id: int | None = option(None, "the index of this process, from 0")
-    report: bool = option(True, "do not write a report to WORKDIR/report")
+    report: bool = option(
+        True, "do not write a report to WORKDIR/report", group="reports and checkpoints"
+    )
     log_every: int = option(100, "steps between two reported losses", POSITIVE)
     checkpoint_every: int = option(
         0,
@@ -148,6 +160,7 @@ class TrainConfig(Options):
         NOT_NEGATIVE,
     )
     keep: int = option(3, "how many of the last checkpoints to keep", POSITIVE)
+    compile_cache: bool = option(True, COMPILE_CACHE)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,11 +1,13 @@
 """What a training run shows while it runs."""
 
 import io
+import statistics
 import sys
+from collections import deque
 
 from tqdm import tqdm
 
-COUNTS = "{n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left"
+COUNTS = "{n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left{postfix}"
 
 
 class Progress:
@@ -15,6 +17,8 @@ class Progress:
         self._silent, self._total = silent, total
         self._live = not silent and sys.stderr.isatty()
         self._interval: tuple[float, float] | None = None  # where it began: images, seconds
+        self._noted = 0.0, 0.0  # the same, since the last note
+        self._paces: deque[float] = deque(maxlen=9)  # seconds for an image, between notes
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -32,7 +36,7 @@ class Progress:
         if self._interval is None:  # the first step compiles; the pace counts from here
             bar.n = bar.initial = bar.last_print_n = bar.n + images
             bar.unpause()
-            self._interval = bar.n, self._elapsed
+            self._interval = self._noted = bar.n, self._elapsed
         else:
             bar.update(images)
         bar.set_description_str(label, refresh=bar.n == bar.initial)
@@ -44,17 +48,27 @@ class Progress:
         images = self._bar.n - images
         return images / (self._elapsed - seconds) if images else None
 
-    def result(self, line: str, *, pace: bool = False) -> None:
-        """Print a line of results to stdout; ``pace`` adds one to a log, which has no bar."""
+    def result(self, line: str, note: str = "") -> None:
+        """Print a line of results to stdout; with a note, say on stderr how far the run is."""
         bar, speed = self._bar, self.images_per_second
         if not self._silent:
             with tqdm.external_write_mode():
                 print(line, flush=True)
-        if pace and speed and not self._silent and not self._live:
-            left = self._elapsed * (self._total - bar.n) / (bar.n - bar.initial)
+        if note:
+            bar.set_postfix_str(note, refresh=False)
+        if note and speed and not self._silent and not self._live:
             counts = f"{bar.n}/{self._total} images, {speed:.0f} images/s"
-            print(f"  {counts}, {tqdm.format_interval(left)} left", file=sys.stderr)
+            left = tqdm.format_interval(self._seconds_per_image() * (self._total - bar.n))
+            print(f"  {counts}, {left} left, {note}", file=sys.stderr)
         self._interval = bar.n, self._elapsed
+
+    def _seconds_per_image(self) -> float:
+        """Return the recent mean; it counts validations, but no time in which a run slept."""
+        (images, seconds), now = self._noted, (self._bar.n, self._elapsed)
+        self._paces.append((now[1] - seconds) / (now[0] - images))
+        self._noted = now
+        limit = 3 * statistics.median(self._paces)
+        return statistics.mean(pace for pace in self._paces if pace <= limit)
 
     def close(self) -> None:
         self._bar.close()

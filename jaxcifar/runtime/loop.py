@@ -63,7 +63,7 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
             label = f"epoch {epoch + 1}/{config.epochs}"
             outputs.progress.advance(config.batch_size * count, label)
 
-            ends_epoch = done == run.steps_per_epoch
+            ends_epoch = done == run.steps_per_epoch or step == run.total_steps
             stops = distributed.agreed(bool(signals)) and step < run.total_steps
             every = config.checkpoint_every
             saves = ends_epoch or stops or bool(every and step % every == 0)
@@ -89,6 +89,8 @@ def _steps_to_pause(config: TrainConfig, step: int, steps_per_epoch: int) -> int
     pauses = [steps_per_epoch - done, config.log_every - done % config.log_every]
     if config.checkpoint_every:
         pauses.append(config.checkpoint_every - step % config.checkpoint_every)
+    if config.limit_steps:
+        pauses.append(config.limit_steps - step)
     return min(pauses)
 
 
@@ -101,7 +103,7 @@ def _report(run: Run, outputs: Outputs, step: int, totals: Metrics) -> None:
     line = f"Epoch [{epoch + 1}/{run.config.epochs}], Step [{done + 1}/{run.steps_per_epoch}]"
     line += f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else "")
     pace = outputs.progress.images_per_second
-    outputs.progress.result(line, pace=True)
+    outputs.progress.result(line, f"training accuracy {100 * accuracy:.2f} %")
     values = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "skipped": skipped or None}
     rate = float(run.schedule(step - 1))
     outputs.metrics.write(step, "train", **values, learning_rate=rate, images_per_second=pace)
@@ -116,7 +118,7 @@ def _validate(run: Run, outputs: Outputs, step: int, state: TrainState) -> float
     loss, accuracy = loss_and_accuracy(outcome, labels)
     which = f"{len(labels)} validation images"
     outputs.progress.result(f"Accuracy of the model on the {which}: {100 * accuracy:.2f} %")
-    epoch = step // run.steps_per_epoch
+    epoch = -(-step // run.steps_per_epoch)
     values = {"images": len(labels), "loss": loss, "accuracy": accuracy}
     outputs.metrics.write(step, "val", epoch=epoch, **values)
     return accuracy

@@ -54,7 +54,8 @@ class Run(NamedTuple):
 
     @property
     def total_steps(self) -> int:
-        return self.config.epochs * self.steps_per_epoch
+        steps = self.config.epochs * self.steps_per_epoch
+        return min(steps, self.config.limit_steps or steps)
 
 
 def prepare(

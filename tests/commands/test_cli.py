@@ -65,9 +65,13 @@ def test_only_given_flags_are_parsed():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train --model alexnet", "--model must be one of vgg16"),
+        ("train --model alexnet", "got 'alexnet'\n"),
+        ("train --model VGG-16", "one of vgg16, vgg16_bn, resnet50_layer4, FILE.py:NAME or"),
+        ("train --model VGG-16", "got 'VGG-16'; did you mean vgg16?"),
+        ("train --batchsize=1", "--batchsize=1; did you mean --batch-size? (see --help)"),
+        ("evaluate --chekpoint x", "are required: --checkpoint; did you mean --checkpoint?"),
         ("train --decay-rate 1/0", "argument --decay-rate: invalid fraction value"),
-        ("train --epoch 1", "unrecognized arguments: --epoch 1"),
+        ("train --epoch 1", "unrecognized arguments: --epoch 1; did you mean --epochs?"),
         ("train --learning-rate nan", "--learning-rate must be a positive number"),
         ("train --batch-size 100000 --dataset digits", "--batch-size 100000 is more than the 1437"),
         ("train --workdir /dev/null/x --dataset digits", "/dev/null/x cannot be written to"),
@@ -75,7 +79,7 @@ def test_only_given_flags_are_parsed():
         ("predict --checkpoint nowhere", "the following arguments are required: IMAGE"),
         ("evaluate --checkpoint nowhere --batch-size 0", "--batch-size must be at least 1"),
         ("evaluate --checkpoint nowhere", "No such file or directory: 'nowhere'"),
-        ("trian --epochs 1", "invalid choice: 'trian'"),
+        ("trian --epochs 1", "'port'); did you mean train?"),
     ],
 )
 def test_a_command_fails_in_one_line(line, message, run, tmp_path, tiny_network):

@@ -78,7 +78,6 @@ def test_a_command_can_be_pasted_into_a_shell(path, script, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "alexnet"}, "--model must be one of vgg16, vgg16_bn, resnet50_layer4, FILE"),
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"epochs": True}, "--epochs must be a whole number"),
         ({"learning_rate": float("nan")}, "--learning-rate must be a positive number"),

@@ -99,7 +99,7 @@ def test_output_logs_and_checkpoints(tmp_path, capsys):
         train_and_evaluate(run_config(tmp_path))
     with pytest.raises(UserError, match=r"--seed 1 is not what .* was started with"):
         train_and_evaluate(run_config(tmp_path, resume=True, seed=1, **options))
-    with pytest.raises(UserError, match="stands at step 8, beyond the 4 steps of --epochs 1"):
+    with pytest.raises(UserError, match="stands at step 8, beyond the 4 steps of --epochs and"):
         train_and_evaluate(run_config(tmp_path, resume=True, epochs=1, **options))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     again = train_and_evaluate(run_config(tmp_path, resume=True, epochs=2, **options))
@@ -107,6 +107,18 @@ def test_output_logs_and_checkpoints(tmp_path, capsys):
     assert again[1:3] == history[1:3]
     assert capsys.readouterr().out == out.splitlines(keepends=True)[-1]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_can_be_tried_out_for_some_steps(tmp_path, capsys):
+    options = {"limit_steps": 3, "val_fraction": 0.2, "epochs": 9}
+    history = train_and_evaluate(run_config(tmp_path, **options))
+    ends = [("train", 2), ("train", 3), ("val", 3), ("test", 3)]
+    assert [(record["split"], record["step"]) for record in history.records] == ends
+    assert RunDirectory(tmp_path).last_step() == 3
+    loss, accuracy = (history.records[1][name] for name in ("loss", "accuracy"))
+    out, err = capsys.readouterr()
+    assert f"Epoch [1/9], Step [3/4] Loss: {loss:.4f}\n" in out
+    assert f" left, training accuracy {100 * accuracy:.2f} %\n" in err
 
 
 def test_a_run_that_saved_nothing_can_start_again(tmp_path, monkeypatch):
@@ -173,12 +185,13 @@ def test_on_an_accelerator_the_host_reads_only_behind_the_next_dispatch(tmp_path
 @pytest.mark.parametrize("log_every", [1, 4, 60])
 @pytest.mark.parametrize("per_epoch", [1, 5, 12])
 def test_a_dispatch_ends_where_something_is_due(per_epoch, log_every, checkpoint_every):
-    config = TrainConfig(log_every=log_every, checkpoint_every=checkpoint_every)
+    config = TrainConfig(log_every=log_every, checkpoint_every=checkpoint_every, limit_steps=60)
     due = [
         step
         for step in range(1, 73)
         if step % per_epoch % log_every == 0  # the end of an epoch, too
         or (checkpoint_every and step % checkpoint_every == 0)
+        or step == 60
     ]
     for step in range(60):
         count = loop._steps_to_pause(config, step, per_epoch)

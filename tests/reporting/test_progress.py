@@ -22,11 +22,11 @@ def train(monkeypatch):
             progress.advance(100, "epoch 1/1")
             assert progress.images_per_second == speed
             if seconds == 1 and progress.images_per_second:
-                progress.result("Loss: 1.0", pace=True)
+                progress.result("Loss: 1.0", "sure")
                 assert progress.images_per_second is None
                 now[0] += 3
                 progress.result("Accuracy: 50 %")
-        progress.result("Loss: 0.5", pace=True)
+        progress.result("Loss: 0.5", "sure")
         progress.close()
 
     return train
@@ -37,10 +37,11 @@ def test_a_log_gets_lines_and_other_processes_are_silent(train, capsys):
     out, lines = capsys.readouterr()
     assert out == 2 * "Loss: 1.0\nAccuracy: 50 %\n" + "Loss: 0.5\n"
     # The speed is that of the last steps; the time left counts the validations, too.
+    # They took 1, 4 and 7 seconds for 100, 100 and 200 images.
     assert lines.splitlines() == [
-        "  400/1000 images, 100 images/s, 00:06 left",
-        "  500/1000 images, 100 images/s, 00:12 left",
-        "  700/1000 images, 50 images/s, 00:09 left",
+        "  400/1000 images, 100 images/s, 00:06 left, sure",
+        "  500/1000 images, 100 images/s, 00:12 left, sure",
+        "  700/1000 images, 50 images/s, 00:08 left, sure",
     ]
     train(silent=True)
     assert capsys.readouterr() == ("", "")
@@ -54,3 +55,20 @@ def test_a_terminal_gets_a_bar(train, capsys, monkeypatch):
     shown = sys.stderr.getvalue()
     assert shown.index("compiling  20% |") < shown.index("epoch 1/1  30% |")
     assert "|" in shown[shown.rindex("\r") : shown.rindex("700/1000 images, ")]
+    assert shown.rstrip().endswith(" left, sure")
+
+
+def test_the_time_left_is_right_again_after_a_pause(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    progress = Progress(1000, 0)
+    for seconds in (9, 1, 1, 3600, 1, *[2] * 10):  # at last at half the speed
+        now[0] += seconds
+        progress.advance(10, "epoch 1/1")
+        progress.result("Loss: 1.0", "sure")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(", ")[2] for line in (lines[2], lines[3], lines[-1])] == [
+        "01:36 left",
+        "01:35 left",
+        "02:50 left",
+    ]
