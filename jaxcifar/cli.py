@@ -146,13 +146,11 @@ class _StderrHandler(logging.Handler):
 
 
 class _Stdout:
-    """Stands for stdout, without the control characters of names and paths."""
+    """Writes to a stream without the control characters of names and paths."""
 
     def __init__(self, stream: TextIO) -> None:
+        self.write = lambda text: stream.write(printable(text))
         self._stream = stream
-
-    def write(self, text: str) -> int:
-        return self._stream.write(printable(text))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

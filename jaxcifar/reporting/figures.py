@@ -36,30 +36,47 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
                 marker = "*" if len(rows) == 1 else "o" if len(rows) < 20 else ""
                 label, color = split, None
                 if len(runs) > 1:
-                    label, color = _text(f"{name} {split}", 60), f"C{index}"
+                    label, color = f"{_text(name, 30)} {split}", f"C{index}"
                 if rows:
                     axes.plot(steps, values, line, marker=marker, label=label, color=color)
+        _cut_spikes(axes)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        if axes.lines:
+        if axes.lines and len(runs) == 1:
             axes.legend(fontsize="small")
+    if len(runs) > 1:
+        handles = figure.axes[0].get_lines()
+        columns = {"loc": "outside lower center", "ncols": min(len(runs), 3), "fontsize": "small"}
+        figure.legend(handles=handles, **columns)
     return figure
+
+
+def _cut_spikes(axes: Any) -> None:
+    """Keep a few far larger values from flattening all others; the title says so."""
+    values = np.sort(np.concatenate([[0.0], *(line.get_ydata() for line in axes.lines)]))
+    values = values[np.isfinite(values)]
+    usual = values[-1 - max(1, len(values) // 20) :][0]
+    if axes.get_yscale() == "linear" and values[-1] > 5 * usual > 0:
+        axes.set_ylim(0, 1.2 * usual)
+        axes.set_title(f"{axes.get_title()}; peak of {values[-1]:.3g} cut off")
 
 
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Any:
     """Draw the numbers of images by label (rows) and prediction (columns)."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size, annotated = min(2.5 + 0.4 * len(counts), 14), len(counts) <= 20  # fit in squares
+    labels, annotated = [_text(name, 20) for name in names], len(counts) <= 20  # fit in squares
+    fontsize = 10 if annotated else 5
+    size = min(1.5 + 0.4 * len(counts), 12) + 0.008 * fontsize * max(map(len, labels))
     figure = mpl.Figure(figsize=(size + 0.8, size), layout="constrained")
-    display = metrics.ConfusionMatrixDisplay(shares, display_labels=[_text(n, 40) for n in names])
+    display = metrics.ConfusionMatrixDisplay(shares, display_labels=labels)
     style = {"cmap": "Blues", "im_kw": {"vmin": 0, "vmax": 1}, "xticks_rotation": "vertical"}
     display.plot(ax=figure.subplots(), include_values=annotated, **style)
     if annotated:  # colours show shares, numbers show counts
         for text, count in zip(display.text_.flat, counts.flat, strict=True):
             text.set(text=str(count), fontsize=9)
     display.im_.colorbar.set_label("share of the images of a class")
-    display.ax_.tick_params(labelsize=10 if annotated else 5)
+    display.ax_.tick_params(labelsize=fontsize)
     return figure
 
 
@@ -75,7 +92,7 @@ def mistakes(
         axes = figure.add_subplot(rows, 5, index + 1, frame_on=False, xticks=[], yticks=[])
         axes.imshow(image, interpolation="nearest")
         title = f"{names[label]}\n→ {names[row.argmax()]} ({100 * row.max():.0f} %)"
-        axes.set_title(title, fontsize=8)
+        axes.set_title(title, fontsize=7)
     if not len(logits):
         figure.text(0.5, 0.5, "no mistakes", ha="center", va="center", fontsize=14)
     return figure
@@ -90,5 +107,7 @@ def save(figure: Any, path: Path) -> str:
 
 
 def _text(text: str, length: int) -> str:
-    """Cut a text, and keep a dollar sign in it from starting a formula."""
-    return (text if len(text) <= length else f"{text[: length - 1]}…").replace("$", r"\$")
+    """Cut the middle out of a text, and keep a dollar sign in it from starting a formula."""
+    if len(text) > length:  # names that differ at their end stay apart
+        text = f"{text[: length // 2]}…{text[-((length - 1) // 2) :]}"
+    return text.replace("$", r"\$")

@@ -16,7 +16,7 @@ from jaxcifar.errors import UserError
 from jaxcifar.files import atomic
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.reporting import figures
-from jaxcifar.reporting.scores import score
+from jaxcifar.reporting.scores import confusions, score
 
 OUTPUTS_FILE = "test.npz"
 
@@ -86,6 +86,7 @@ def write_report(
                 "name": name,
                 "step": step,
                 "scores": scores,
+                "confusions": confusions(scores),
                 "confusion": figures.save(confusion, output / f"confusion{suffix}"),
                 "mistakes": figures.save(mistakes, output / f"mistakes{suffix}"),
                 "command": command_line(options, "jaxcifar", "train"),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxcifar import TrainConfig, UserError, cli, data, report, train_and_evaluate
 from jaxcifar.files.run import RunDirectory
-from jaxcifar.reporting import page
+from jaxcifar.reporting import figures, page
 from tests.conftest import run_config, use_few_digits
 
 FIGURES = ("curves", "confusion", "mistakes")
@@ -132,6 +132,25 @@ def test_many_classes_may_have_any_names(shift, run, tmp_path):
     text = report.make_report([copy.path]).read_text()
     assert "<script>" not in text
     assert "&lt;script&gt;$x" in text
+
+
+@pytest.mark.parametrize(("count", "length"), [(2, 3), (10, 200), (100, 200)])
+def test_the_confusion_matrix_has_its_place_beside_long_names(count, length):
+    names = [f"{index:0{length}}" for index in range(count)]
+    figure = figures.confusion(np.eye(count, dtype=int).tolist(), names)
+    figure.draw_without_rendering()
+    box, axes = figure.axes[0].get_window_extent(), figure.axes[0]
+    assert box.width * box.height > 0.25 * figure.bbox.width * figure.bbox.height
+    assert len({label.get_text() for label in axes.get_xticklabels()}) == count
+
+
+@pytest.mark.parametrize(("first", "top"), [([900.0, 300.0], 3.0), ([2.3, float("nan")], 2.5)])
+def test_a_spike_does_not_flatten_the_curves(first, top):
+    losses = [*first, *np.linspace(2, 0.1, 60)]
+    records = [{"split": "train", "step": i, "loss": loss} for i, loss in enumerate(losses)]
+    axes = figures.curves({"run": records}).axes[0]
+    assert 2 < axes.get_ylim()[1] < top
+    assert ("peak of 900 cut off" in axes.get_title()) == (first[0] == 900)
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
