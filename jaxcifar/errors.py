@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from unicodedata import normalize
 
 
 class UserError(ValueError):
@@ -28,14 +29,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(word, known, 1))
 
 
+def first_few(names: Sequence[str]) -> str:
+    """Return the first five names in one text, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
 def difference(first: Sequence[str], second: Sequence[str], name: str, other: str) -> str:
-    """Describe how two lists of names differ; empty if they are equal."""
+    """Describe how two lists of names differ; empty if they are equal, or look so."""
+    first, second = ([normalize("NFC", text) for text in names] for names in (first, second))
     parts = []
     for names, others, where in ((first, second, name), (second, first, other)):
         only = [text for text in dict.fromkeys(names) if text not in set(others)]
         if only:
-            more = f" and {len(only) - 5} more" if len(only) > 5 else ""
-            parts.append(f"only in {where}: {', '.join(only[:5])}{more}")
-    if not parts and tuple(first) != tuple(second):
+            parts.append(f"only in {where}: {first_few(only)}")
+    if not parts and first != second:
         return "they are in another order"
     return "; ".join(parts)

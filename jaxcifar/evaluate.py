@@ -50,7 +50,7 @@ def evaluate(
     """
     loaded = weights.load(checkpoint, model=model, ema=ema)
     name = dataset or loaded.dataset or "cifar10"
-    _, test, class_names = data.load(name, data_dir)
+    _, test, class_names = data.load(name, data_dir, test_only=True)
     loaded.check_classes(checkpoint, name, class_names)
     mesh = sharding.make_mesh()
     state = sharding.put(loaded.state(), sharding.replicated(mesh))

@@ -110,7 +110,7 @@ def _compare(config: PortConfig, loaded: weights.Weights) -> dict[str, Any] | No
     count = RANDOM_IMAGES if math.prod(shape) < 20_000 else 4  # all outputs are kept in memory
     images = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
     if config.data_dir is not None:
-        examples = data.load("cifar10", config.data_dir).test
+        examples = data.load("cifar10", config.data_dir, test_only=True).test
         images = np.concatenate([images, examples.images[:VERIFY_IMAGES]])
     module = compare.torch_module(loaded, config.against)
     images = np.asarray(normalize(jnp.asarray(images)))

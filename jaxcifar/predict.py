@@ -23,6 +23,7 @@ from jaxcifar.core import inference, sharding
 from jaxcifar.core.state import TrainState
 from jaxcifar.data import cifar
 from jaxcifar.data import images as files
+from jaxcifar.data.dataset import MAX_BYTES
 from jaxcifar.errors import UserError, one_line
 from jaxcifar.files import weights
 from jaxcifar.reporting.scores import check_finite
@@ -45,8 +46,11 @@ def main(config: PredictConfig) -> int:
     class_names = _class_names(config.checkpoint, loaded)
     mesh = sharding.make_mesh()
     state = sharding.put(loaded.state(), sharding.replicated(mesh))
-    inputs = map(Path, config.image)
-    paths = [path for each in inputs for path in (each.is_dir() and files.below(each)) or [each]]
+    paths = list[Path]()
+    for each in map(Path, config.image):
+        found, left_out = files.below(each) if each.is_dir() else ([], [])
+        files.log_left_out(each, left_out)
+        paths += found or [each]
     # One array for all batches, so that a smaller last one is not compiled again.
     batch = np.zeros((min(config.batch_size, len(paths)), *files.SIZE, 3), np.uint8)
     log_once = functools.cache(log.info)
@@ -87,14 +91,14 @@ def _class_names(source: str, loaded: weights.Weights) -> Sequence[str]:
 
 
 def _read(path: Path, log_once: Callable[[str], None]) -> np.ndarray:
-    """Return an image as uint8 ``(32, 32, 3)``; log if it had another size or mode."""
+    """Return an image as uint8 ``(32, 32, 3)``; log if it had another size."""
     if path.is_dir():
         raise UserError(f"{path} has no images")
     if path == Path("-") and sys.stdin is None:
         raise UserError("stdin is closed; pass a file, or an image on stdin")
-    stdin = io.BytesIO(sys.stdin.buffer.read(2**28)) if path == Path("-") else None
+    stdin = io.BytesIO(sys.stdin.buffer.read(MAX_BYTES)) if path == Path("-") else None
     with files.quiet():
         image = files.open_image(stdin or path)
-        if (image.size, image.mode) != (files.SIZE, "RGB"):
-            log_once("images of other sizes or modes are converted to 32x32 RGB")
+        if image.size != files.SIZE:
+            log_once("images of other sizes are converted to 32x32 RGB")
         return files.to_rgb32(image)

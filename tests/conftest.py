@@ -64,7 +64,7 @@ def use_few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
         for examples, count in ((digits.train, 40), (digits.test, 20))
     )
     few = digits._replace(train=train, test=test)
-    monkeypatch.setattr(data, "load", lambda name, data_dir=None: few)
+    monkeypatch.setattr(data, "load", lambda name, data_dir=None, **options: few)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ class PredictConfig(WeightsOptions):
 
     image: tuple[str, ...] = option(
         REQUIRED,
-        "a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM file, a folder (all images below it, sorted), or"
+        "a PNG, JPEG, WebP, BMP, GIF, TIFF, PPM or AVIF file, a folder (all images below it), or"
         " - for an image on stdin; each is converted to 32x32 RGB",
         positional=True,
     )

@@ -44,7 +44,7 @@ def logits(
     if images.dtype != np.uint8 or images.shape[1:] != INPUT_SHAPE:
         raise ValueError(f"expected uint8 images (N, 32, 32, 3), got {images.dtype} {images.shape}")
     total = len(images)
-    batch_size = min(batch_size, max(MIN_BATCH, 1 << (total - 1).bit_length()))
+    batch_size = min(batch_size, max(MIN_BATCH, total))
     if mesh is not None:
         batch_size += -batch_size % mesh.size
     parts = []

@@ -13,20 +13,21 @@ from jaxcifar.errors import UserError
 __all__ = ["Dataset", "Examples", "hold_out", "load"]
 
 
-def load(name: str, data_dir: str | Path | None = None) -> Dataset:
+def load(name: str, data_dir: str | Path | None = None, *, test_only: bool = False) -> Dataset:
     """Load ``cifar10``, ``cifar100``, ``digits`` or ``folder:PATH``, or raise ``UserError``.
 
-    ``data_dir`` is CIFAR's; None means ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+    ``data_dir`` is CIFAR's; None means ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``. With
+    ``test_only`` the training images may be missing; they are not read.
     """
     if not is_dataset(name):
         raise UserError(f"unknown dataset {name!r}: use one of {DATASETS}")
     if name == "digits":
         return digits.load()
     if name.startswith(FOLDER_PREFIX):
-        return folder.load(folder_path(name))
+        return folder.load(folder_path(name), test_only=test_only)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     source = {"cifar10": archives.CIFAR10, "cifar100": archives.CIFAR100}[name]
-    return cifar.load(source, Path(data_dir).expanduser())
+    return cifar.load(source, Path(data_dir).expanduser(), test_only=test_only)
 
 
 def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples | None]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcifar.data.dataset import Dataset, Examples
+from jaxcifar.data.dataset import NO_EXAMPLES, Dataset, Examples, regular_file
 from jaxcifar.errors import UserError
 
 # Of the archives and of the pickles in them, as in torchvision; md5sum --check reads the file.
@@ -68,13 +68,14 @@ def find(data_dir: Path, source: Source) -> Path | None:
     stem = source.archives[1].removesuffix(".tar.gz")
     for pattern in (f"*{stem}*.tar.gz", f"cifar10*/*{stem}*.tar.gz"):
         paths += downloads.glob(pattern)
-    return next((path for path in paths if path.exists()), None)
+    return next((path for path in paths if path.is_file() or path.is_dir()), None)
 
 
-def read(path: Path, source: Source) -> Dataset:
+def read(path: Path, source: Source, *, test_only: bool = False) -> Dataset:
     """Read an archive or folder; ``UserError`` names a file that is missing or damaged."""
     binary = path.name not in (source.folders[0], source.archives[0])  # indexes the pairs, too
-    counts = {name + ".bin" * binary: count for name, count in source.batches.items()}
+    wanted = list(source.batches.items())[-1 if test_only else 0 :]
+    counts = {name + ".bin" * binary: count for name, count in wanted}
     name, batches = "", []
     try:
         files = _read_files(path, [source.names_files[binary], *counts], source, binary)
@@ -87,18 +88,18 @@ def read(path: Path, source: Source) -> Dataset:
             batches.append(_parse_batch(files[name], count, source, binary))
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path / name} is damaged or unreadable ({error}): replace it") from error
-    splits = (zip(*part, strict=True) for part in (batches[:-1], batches[-1:]))
+    splits = (zip(NO_EXAMPLES, *part, strict=True) for part in (batches[:-1], batches[-1:]))
     train, test = (Examples(*map(np.concatenate, arrays)) for arrays in splits)
     return Dataset(train, test, class_names)
 
 
 def _read_files(path: Path, names: Sequence[str], source: Source, binary: bool) -> dict[str, bytes]:
     if path.is_dir():
-        files = {name: (path / name).read_bytes() for name in names}
+        files = {name: regular_file(path / name).read_bytes() for name in names}
         for name in () if binary else names:
             _verify(files[name], name, source)
         return files
-    content = path.read_bytes()
+    content = regular_file(path).read_bytes()
     _verify(content, source.archives[binary], source)
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
         # In the archive's order, since seeking back would decompress it again.

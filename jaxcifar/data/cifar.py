@@ -11,8 +11,8 @@ import numpy as np
 from etils import epy
 from PIL import Image
 
-from jaxcifar.data import archives
-from jaxcifar.data.dataset import Dataset, Examples
+from jaxcifar.data import archives, tfrecord
+from jaxcifar.data.dataset import NO_EXAMPLES, Dataset, Examples, regular_file
 from jaxcifar.errors import UserError
 
 with epy.lazy_imports():
@@ -25,14 +25,15 @@ _CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 CLASS_NAMES = tuple(_CLASSES.split())
 
 
-def load(source: archives.Source, data_dir: Path) -> Dataset:
-    """Load what TFDS prepared as array_record, else an archive or folder, else a download."""
-    for info in sorted(data_dir.glob(f"{source.name}/*/dataset_info.json"), reverse=True):
-        # TFDS's default format is tfrecord, which only TensorFlow reads.
-        if '"fileFormat": "array_record"' in info.read_text(errors="replace"):
-            return _read_prepared(info.parent)
-    path = archives.find(data_dir, source) or download(source.name, data_dir)
-    return archives.read(path, source)
+def load(source: archives.Source, data_dir: Path, *, test_only: bool = False) -> Dataset:
+    """Load what TFDS prepared as array_record, an archive or folder, a tfrecord, or a download."""
+    infos = data_dir.glob(f"{source.name}/*/dataset_info.json")
+    texts = ((info.parent, regular_file(info).read_text(errors="replace")) for info in infos)
+    prepared = sorted(('"array_record"' in text, folder) for folder, text in texts)
+    path = archives.find(data_dir, source)
+    if prepared and (prepared[-1][0] or path is None):
+        return _read_prepared(prepared[-1][1], test_only)
+    return archives.read(path or download(source.name, data_dir), source, test_only=test_only)
 
 
 def download(name: str, data_dir: Path) -> Path:
@@ -64,21 +65,27 @@ def _probe(url: str) -> None:
         raise ConnectionError(f"no answer ({type(error).__name__})") from error
 
 
-def _read_prepared(folder: Path) -> Dataset:
+def _read_prepared(folder: Path, test_only: bool) -> Dataset:
     logging.getLogger("absl").setLevel(logging.ERROR)  # hides "OpenCV is not installed"
-    path, splits = folder, []
+    path, splits = folder, [NO_EXAMPLES] if test_only else []
     try:
         builder = tfds.builder_from_directory(folder)
         class_names = tuple(builder.info.features["label"].names)
-        for split in ("train", "test"):
-            path = Path(builder.info.splits[split].filepaths[0])
-            raw = tfds.decode.DeserializeMethod.RAW_BYTES
-            records = builder.as_data_source(split=split, deserialize_method=raw)
-            splits.append(_decode(records.__getitems__(range(len(records)))))
+        for split in ("train", "test")[len(splits) :]:
+            files = [Path(file) for file in builder.info.splits[split].filepaths]
+            for path in reversed(files):
+                regular_file(path)
+            if builder.info.file_format.value == "array_record":
+                raw = tfds.decode.DeserializeMethod.RAW_BYTES
+                source = builder.as_data_source(split=split, deserialize_method=raw)
+                records = source.__getitems__(range(len(source)))
+            else:
+                records = tfrecord.read(files, builder.info.splits[split].num_examples)
+            splits.append(_decode(records))
             if not set(splits[-1].labels) <= set(range(len(class_names))):
                 raise ValueError("a label has no class")
     except Exception as error:  # whatever array_record, protobuf or Pillow raise on bad bytes
-        advice = f"delete {folder} to load the data again"
+        advice = f"delete {folder} to load it again (TFDS's array_record and tfrecord are read)"
         raise UserError(f"{path} is damaged or missing ({error}): {advice}") from error
     return Dataset(splits[0], splits[1], class_names)
 

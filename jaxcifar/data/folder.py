@@ -1,48 +1,60 @@
-"""The user's own images: ``PATH/train/CLASS/*`` and ``PATH/test/CLASS/*``, of any size and mode."""
+"""The user's own images, below ``PATH/train/CLASS`` and ``PATH/test/CLASS``."""
 
 import sys
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from tqdm import tqdm
 
 from jaxcifar.data import images
 from jaxcifar.data.dataset import Dataset, Examples
-from jaxcifar.errors import UserError, difference, one_line
+from jaxcifar.errors import UserError, difference, first_few, one_line
 
 
-def load(path: Path) -> Dataset:
-    """Load all but hidden images at 32x32 pixels; classes are the folders, sorted by name."""
-    train, test = (_image_files(path / split) for split in ("train", "test"))
-    if differ := difference(list(train), list(test), "train", "test"):
+def load(path: Path, *, test_only: bool = False) -> Dataset:
+    """Load images at 32x32 pixels; the classes are the folders, sorted by name."""
+    train = {} if test_only else _image_files(path / "train")
+    test = _image_files(path / "test")
+    if train and (differ := difference(list(train), list(test), "train", "test")):
         raise UserError(f"{path}/train and {path}/test have different classes: {differ}")
-    if len(train) < 2:
-        raise UserError(f"{path}/train has the class {', '.join(train)} only: add another one")
+    if len(test) < 2:
+        raise UserError(f"{path} has the class {', '.join(test)} only: add another one")
     pixels = _read([file for split in (train, test) for files in split.values() for file in files])
     labels = [
-        np.repeat(np.arange(len(split), dtype=np.int32), [len(files) for files in split.values()])
+        np.array([label for label, files in enumerate(split.values()) for _ in files], np.int32)
         for split in (train, test)
     ]
     first, second = map(Examples, np.split(pixels, [len(labels[0])]), labels)
-    return Dataset(first, second, tuple(one_line(name) for name in train))
+    return Dataset(first, second, tuple(one_line(name) for name in test))
 
 
 def _image_files(split: Path) -> dict[str, list[Path]]:
     layout = f"put the images into {split.parent}/train/CLASS and {split.parent}/test/CLASS"
     if not split.is_dir():
         raise UserError(f"there is no folder {split}: {layout}")
-    classes = {}
-    for folder in sorted(p for p in split.iterdir() if p.is_dir() and p.name[0] != "."):
-        names = (path for path in folder.iterdir() if images.is_image_name(path.name))
-        classes[folder.name] = sorted(path for path in names if not path.is_dir())
-        if not classes[folder.name]:
-            raise UserError(f"{folder} has no images ({', '.join(images.SUFFIXES)})")
+    classes: dict[str, list[Path]] = {}
+    left_out = list[Path]()
+    for path in sorted(split.iterdir(), key=_class_name):
+        if path.is_dir() and path.name[0] != ".":
+            files, others = images.below(path)
+            classes.setdefault(_class_name(path), []).extend(files)
+            left_out += others
+        elif path.is_dir() or path.name[0] != ".":
+            left_out.append(path)
+    images.log_left_out(split, left_out)
     if not classes:
         raise UserError(f"{split} has no folders: {layout}")
+    if empty := [name for name, files in classes.items() if not files]:
+        raise UserError(f"{split / empty[0]} has no images ({', '.join(images.SUFFIXES)})")
     return classes
+
+
+def _class_name(folder: Path) -> str:  # composed, since macOS writes é as e and an accent
+    return normalize("NFC", folder.name)
 
 
 def _read(paths: Sequence[Path]) -> np.ndarray:
@@ -53,15 +65,16 @@ def _read(paths: Sequence[Path]) -> np.ndarray:
         bar = tqdm(results, "reading images", len(paths), False, mininterval=interval, delay=2)
         pixels = list(bar)
     # Skipping them would hide what a run was trained on.
-    if failures := [each for each in pixels if isinstance(each, str)]:
-        more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
-        raise UserError(f"{failures[0]}{more}: repair or remove what cannot be read")
+    failed = [(file, each) for file, each in zip(paths, pixels, strict=True) if type(each) is str]
+    if failed:
+        names = first_few([str(file) for file, _ in failed])
+        count = f"{len(failed)} of {len(paths)} images cannot be read ({names})"
+        raise UserError(f"{failed[0][1]}; {count}: repair or remove them")
     return np.stack(pixels)
 
 
 def _read_one(path: Path) -> Any:  # the pixels, or the reason why there are none
     try:
         return images.to_rgb32(images.open_image(path))
-    except Exception as error:  # whatever a decoder raises on bad bytes
-        reason = one_line(str(error))
-        return reason if str(path) in reason else f"{path}: {reason}"
+    except (UserError, OSError) as error:
+        return one_line(str(error))

@@ -1,7 +1,10 @@
 """Image files of any size and mode as the networks' 32x32 RGB."""
 
 import contextlib
+import logging
+import os
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -9,57 +12,84 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxcifar.errors import UserError
+from jaxcifar.data.dataset import regular_file
+from jaxcifar.errors import UserError, first_few, one_line
 
+log = logging.getLogger(__name__)
 SIZE = (32, 32)
 quiet = partial(warnings.catch_warnings, action="ignore")  # of the process: enter outside threads
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none that starts a program
-_SUFFIXES = ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .ppm .pgm .pbm"
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # start no program
+_SUFFIXES = ".png .apng .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff"
+_SUFFIXES += " .ppm .pgm .pbm .pnm .avif"
 SUFFIXES = tuple(_SUFFIXES.split())
 
 
-def is_image_name(name: str) -> bool:
-    """Return whether a file name has an image's suffix and is not hidden."""
-    return name[0] != "." and name.lower().endswith(SUFFIXES)
+def below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the images below a folder in torchvision's order, and what is left out.
+
+    Links are followed, but no folder is read twice. Files without an image's suffix are left out,
+    and hidden files and folders; only hidden images are named among them.
+    """
+    found, left_out, seen = list[Path](), list[Path](), set[str]()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        path, real = Path(root), os.path.realpath(root)
+        if real in seen or (path.name.startswith(".") and path != folder):
+            left_out.append(path)
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in names:
+            is_image, hidden = name.lower().endswith(SUFFIXES), name.startswith(".")
+            if is_image or not hidden:
+                (found if is_image and not hidden else left_out).append(path / name)
+    return sorted(found, key=lambda file: (str(file.parent), file.name)), sorted(left_out)
 
 
-def below(folder: Path) -> list[Path]:
-    """Return the images in a folder and its subfolders, sorted, without hidden ones."""
-    paths = (path for path in folder.rglob("*") if is_image_name(path.name) and path.is_file())
-    return sorted(path for path in paths if "/." not in f"/{path.relative_to(folder).as_posix()}")
+def log_left_out(folder: Path, paths: Sequence[Path]) -> None:
+    """Log how many files a folder has that are not read, and the first of them."""
+    if paths:
+        names = one_line(first_few([str(path.relative_to(folder)) for path in paths]))
+        log.info("%s: %d left out, as no image by name: %s", folder, len(paths), names)
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """Read an image's pixels, or its first frame's; ``UserError`` if they are bad or too many."""
+    """Read an image, or its first frame, as RGB, upright and on white; else ``UserError``."""
     if isinstance(file, Path):
-        with file.open("rb") as opened:
+        with regular_file(file).open("rb") as opened:
             return open_image(opened)
     name = getattr(file, "name", "the input")
     try:
-        image = Image.open(file, formats=FORMATS)  # reads no pixels yet
-        pixels = image.width * image.height
-        if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds the limit")
+        image = Image.open(file, formats=FORMATS)
         image.load()
-        return image
+        with contextlib.suppress(Exception):  # the pixels are good even if the EXIF is damaged
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{name} is refused: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name} is not an image: use {', '.join(FORMATS)}") from error
+        kinds = ", ".join(FORMATS)
+        raise UserError(f"{name} is not a readable image: use 8-bit RGB in {kinds}") from error
     except Exception as error:  # each format's reader raises others on bad bytes
         raise UserError(f"{name} is damaged or not an image ({error}): save it again") from error
 
 
-def to_rgb32(image: Image.Image) -> np.ndarray:
-    """Return uint8 ``(32, 32, 3)``: the whole image, upright, its transparent parts white."""
-    with contextlib.suppress(Exception):
-        image = ImageOps.exif_transpose(image)  # the pixels are good even if the EXIF is damaged
-    if image.mode.startswith("I"):  # Pillow's convert would clip at 255
-        wide = np.asarray(image).clip(0, 65535)
-        image = Image.fromarray(np.round(wide / 257).astype(np.uint8))
-    if image.mode in ("F", "LAB"):
-        raise UserError(f"an image of mode {image.mode} has no known range: save it as RGB")
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode[0] in "IF":  # Pillow's convert would clip at 255
+        wide = np.nan_to_num(np.asarray(image)).clip(0, 65535)
+        limits = {"I;": [65535], "F": [1, 255, 65535]}.get(image.mode[:2], [255, 65535])
+        limit = next(limit for limit in limits if wide.max() <= limit)
+        image = Image.fromarray(np.round(wide * (255 / limit)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB").resize(SIZE, Image.Resampling.LANCZOS))
+    return image.convert("RGB")
+
+
+def to_rgb32(image: Image.Image) -> np.ndarray:
+    """Return the whole RGB image as uint8 ``(32, 32, 3)``."""
+    return np.array(image.resize(SIZE, Image.Resampling.LANCZOS))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 
 import jax
@@ -81,14 +82,17 @@ def test_files_that_are_not_images_are_skipped(call, folder, tmp_path, capsys):
     bad.write_text("no image")
     Image.new("L", (300, 200), 90).save(big)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.heic").touch()
+    os.mkfifo(tmp_path / "pipe.png")
     good, missing, empty = folder / "00.png", tmp_path / "missing.png", tmp_path / "empty"
-    assert call(bad, big, missing, empty, good, big) == 1
+    assert call(bad, big, missing, empty, good, big, tmp_path / "pipe.png") == 1
     out, error = capsys.readouterr()
     lines = out.splitlines()
     assert [line.partition(": ")[0] for line in lines] == [str(big), str(good), str(big)]
     assert lines[0] == lines[2]
     assert all(line.count(" %") == 3 for line in lines)
-    reported = ("bad .png is not an image", "to 32x32 RGB", "missing.png", "empty has no images")
+    reported = ["1 left out, as no image by name: a.heic", "bad .png is not a readable image"]
+    reported += ["to 32x32 RGB", "missing.png", "empty has no images", "is not a regular file"]
     for line, words in zip(error.splitlines(), reported, strict=True):
         assert words in line
 

@@ -65,15 +65,16 @@ def write(folder, dataset, source=CIFAR10):
     return source._replace(md5=md5, batches=dict.fromkeys(source.batches, BATCH_IMAGES))
 
 
-def prepare(data_dir, dataset, source=CIFAR10):
-    """Write a folder as TFDS prepares it, in array_record; return its path."""
+def prepare(data_dir, dataset, source=CIFAR10, format="array_record"):
+    """Write a folder as TFDS prepares it; return its path."""
     folder = data_dir / source.name / "3.0.2"
     folder.mkdir(parents=True)
-    info = {"fileFormat": "array_record", "name": source.name, "version": "3.0.2", "splits": []}
+    info = {"fileFormat": format, "name": source.name, "version": "3.0.2", "splits": []}
     info["moduleName"] = "tensorflow_datasets.image_classification.cifar"
     for split, examples in zip(("train", "test"), dataset[:2], strict=True):
-        path = folder / f"{source.name}-{split}.array_record-00000-of-00001"
-        writer = ArrayRecordWriter(str(path), "group_size:1")
+        path = str(folder / f"{source.name}-{split}.{format}-00000-of-00001")
+        tfrecord = format == "tfrecord"
+        writer = TFRecordWriter(path) if tfrecord else ArrayRecordWriter(path, "group_size:1")
         for image, label in zip(*examples, strict=True):
             example = tf_example_pb2.Example()
             feature = example.features.feature
@@ -90,6 +91,28 @@ def prepare(data_dir, dataset, source=CIFAR10):
     label = tfds.features.ClassLabel(names=dataset.class_names)
     tfds.features.FeaturesDict({"image": image, "label": label}).save_config(folder)
     return folder
+
+
+class TFRecordWriter:
+    """Writes records as TensorFlow does."""
+
+    def __init__(self, path):
+        self.file = open(path, "wb")  # noqa: SIM115
+        self.close = self.file.close
+
+    def write(self, record):
+        length = len(record).to_bytes(8, "little")
+        self.file.write(length + masked_crc32c(length) + record + masked_crc32c(record))
+
+
+def masked_crc32c(content):
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
+    crc ^= 0xFFFFFFFF
+    return (((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32).to_bytes(4, "little")
 
 
 def encode(image, format, **options):

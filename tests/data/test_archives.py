@@ -73,6 +73,19 @@ def test_a_damaged_archive_is_refused(form, official):
     assert f"{path} is damaged or unreadable (it has no 'cifar-10-batches-" in message
 
 
+@by_name
+@pytest.mark.parametrize("form", [0, 1])
+def test_only_the_test_images_are_needed(form, source, rng, tmp_path):
+    dataset = files.make_dataset(rng, source)
+    source = files.write(tmp_path, dataset, source)
+    for path in (tmp_path / source.folders[form]).iterdir():
+        if path.name.startswith(("data_batch", "train")):
+            path.unlink()
+    train, *others = archives.read(tmp_path / source.folders[form], source, test_only=True)
+    files.assert_equal(tuple(others), dataset[1:])
+    assert len(train.labels) == 0
+
+
 def overwritten(content):
     return lambda path: path.write_bytes(content + path.read_bytes()[len(content) :])
 

@@ -60,16 +60,26 @@ def test_prepared_data_comes_first_unless_it_is_tfrecord(source, rng, tmp_path):
     files.assert_equal(cifar.load(source, tmp_path), official)
 
 
+def test_tfrecord_is_read_and_only_test_is_needed(rng, tmp_path):
+    dataset = files.make_dataset(rng)
+    folder = files.prepare(tmp_path, dataset, format="tfrecord")
+    files.assert_equal(data.load("cifar10", tmp_path), dataset)
+    for shard in folder.glob("*train*"):
+        shard.unlink()
+    files.assert_equal(data.load("cifar10", tmp_path, test_only=True)[1:], dataset[1:])
+
+
 def replace_by_the_test_set(shard):
     shutil.copy(shard.with_name(shard.name.replace("train", "test")), shard)
 
 
+@pytest.mark.parametrize("format", ["array_record", "tfrecord"])
 @pytest.mark.parametrize(
     "damage", [files.truncate, files.flip_a_bit, Path.unlink, replace_by_the_test_set]
 )
-def test_damaged_prepared_data_is_refused(damage, rng, tmp_path):
-    folder = files.prepare(tmp_path, files.make_dataset(rng))
-    shard = folder / "cifar10-train.array_record-00000-of-00001"
+def test_damaged_prepared_data_is_refused(damage, format, rng, tmp_path):
+    folder = files.prepare(tmp_path, files.make_dataset(rng), format=format)
+    shard = folder / f"cifar10-train.{format}-00000-of-00001"
     damage(shard)
     message = files.refusal(cifar.load, archives.CIFAR10, tmp_path)
     assert message.startswith(f"{shard} is damaged or missing")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 
 import numpy as np
 
@@ -28,14 +29,38 @@ def test_classes_are_the_folders_sorted_by_name_and_other_files_are_skipped(pets
 
 def test_unreadable_files_are_counted(pets):
     cifar_files.truncate(pets / "train" / "bee" / "a.jpeg")
-    error = refusal(pets)
-    assert f"{pets}/train/bee/a.jpeg" in error
-    assert "more" not in error
+    assert f"{pets}/train/bee/a.jpeg is damaged" in refusal(pets)
     (pets / "train" / "ant" / "c.webp").write_text("text")
     (pets / "test" / "ant" / "gone.png").symlink_to(pets / "nowhere")
     error = refusal(pets)
-    assert f"{pets}/train/ant/c.webp" in error
-    assert "and 2 more: repair or remove" in error
+    files = [pets / name for name in ("train/ant/c.webp", "train/bee/a.jpeg", "test/ant/gone.png")]
+    assert f"3 of 11 images cannot be read ({', '.join(map(str, files))}): repair" in error
+
+
+def test_subfolders_are_read_and_what_is_left_out_is_named(pets, caplog):
+    (pets / "train" / "ant" / "2023").mkdir()
+    (pets / "train" / "ant" / "a.jpeg").rename(pets / "train" / "ant" / "2023" / "a.jpeg")
+    (pets / "train" / "bee" / "linked").symlink_to(pets / "train" / "ant" / "2023")
+    write_image(pets / "train" / "loose.png", (0, 0, 0))
+    with caplog.at_level("INFO"):
+        dataset = data.load(f"folder:{pets}")
+    np.testing.assert_array_equal(dataset.train.labels, [0, 0, 1, 1, 2, 2, 2])
+    line = f"{pets}/train: 6 left out, as no image by name: .thumbnails, README.md, ant/._a.jpeg"
+    assert caplog.messages == [f"{line}, ant/.a.png, ant/Thumbs.db and 1 more"]
+
+
+def test_classes_are_compared_in_composed_form(pets):
+    for split, form in (("train", "NFC"), ("test", "NFD")):  # as a Mac writes them
+        (pets / split / "ant").rename(pets / split / unicodedata.normalize(form, "café"))
+    assert data.load(f"folder:{pets}").class_names == ("Cat", "bee", "caf\u00e9")
+
+
+def test_the_test_images_alone(pets):
+    expected = data.load(f"folder:{pets}")
+    shutil.rmtree(pets / "train")
+    train, test, names = data.load(f"folder:{pets}", test_only=True)
+    cifar_files.assert_equal((test, names), expected[1:])
+    assert (train.images.shape, train.labels.shape) == ((0, 32, 32, 3), (0,))
 
 
 def test_another_layout_is_refused(pets, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from jaxcifar.data.images import FORMATS, below, open_image, to_rgb32
 from tests.data.cifar_files import encode, refusal
 
 SIZES = [(1, 1), (1, 500), (31, 33), (32, 64), (640, 480)]
-BOMBS = [(10_000, 10_000), (60_000, 60_000)]
+BOMBS = [(20_000, 20_000), (60_000, 60_000)]
 OTHER_FILES = [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0"]
 GREY16 = np.full((9, 9), 257 * 130, np.uint16)
+NAN = np.full((9, 9), np.nan, np.float32)
 QUARTER_TURN = Image.Exif()
 QUARTER_TURN[0x0112] = 6  # to be turned a quarter clockwise
 DAMAGED_EXIF = b"Exif\0\0MM\0*\xff\xff\xff\xff"
+TWO_BANDS = encode(Image.new("LA", (9, 9)), "TIFF").replace(b"\x08\0\x08\0", b"\x10\0\x10\0")
 RED_PALETTE = Image.new("P", (9, 9), 1)
 RED_PALETTE.putpalette([0, 0, 0, 255, 0, 0])
 
@@ -64,6 +67,11 @@ def test_the_whole_image_is_resized_and_smoothed():
         (encode(Image.fromarray(GREY16), "PNG"), [130, 130, 130]),
         (encode(Image.fromarray(GREY16.astype(">u2")), "TIFF"), [130, 130, 130]),
         (encode(Image.new("CMYK", (9, 9), (255, 0, 0, 0)), "JPEG", quality=100), [0, 255, 255]),
+        (encode(Image.new("LAB", (9, 9), (255, 128, 128)), "TIFF"), [254, 255, 254]),
+        (encode(Image.new("F", (9, 9), 130 / 255), "TIFF"), [130, 130, 130]),
+        (encode(Image.new("F", (9, 9), 130), "TIFF"), [130, 130, 130]),
+        (encode(Image.fromarray(NAN), "TIFF"), [0, 0, 0]),
+        (encode(Image.new("I", (9, 9), 130), "TIFF"), [130, 130, 130]),
         (b"P5 9 9 65535\n" + GREY16.astype(">u2").tobytes(), [130, 130, 130]),
     ],
 )
@@ -76,10 +84,9 @@ def test_any_size_and_mode(content, colour):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (encode(Image.new("F", (9, 9)), "TIFF"), "mode F has no known range"),
-        (encode(Image.new("LAB", (9, 9)), "TIFF"), "mode LAB has no known range"),
+        (TWO_BANDS, "x.png is not a readable image: use 8-bit RGB in PNG, JPEG"),
         *((b"P6 %d %d 255\n" % size, "x.png is refused: Image size") for size in BOMBS),
-        *((content, "x.png is not an image: use PNG, JPEG") for content in OTHER_FILES),
+        *((content, "x.png is not a readable image: use") for content in OTHER_FILES),
     ],
 )
 def test_what_cannot_be_shown_is_refused(content, reason, tmp_path):
@@ -104,10 +111,30 @@ def test_damaged_files_are_read_or_refused(content, changes, end):
         assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8)
 
 
-def test_images_below_a_folder_are_sorted(tmp_path):
-    for name in ("b.PNG", "a.jpg", "sub/c.webp", ".hidden.png", ".git/d.png", "notes.txt", "e"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+def test_images_below_a_folder_are_sorted_and_what_is_left_out_is_named(tmp_path):
+    images = "b.PNG", "a.jpg", "sub/c.webp", "sub-2/d.jfif", "sub/sub/e.tif"
+    others = "notes.txt", "f", "g.heic", ".hidden.png", ".git/h.png"
+    for name in (*images, *others, ".DS_Store"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    names = [str(path.relative_to(tmp_path)) for path in below(tmp_path)]
-    assert names == ["a.jpg", "b.PNG", "sub/c.webp"]
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    names = [[str(path.relative_to(tmp_path)) for path in paths] for paths in below(tmp_path)]
+    assert names[0] == ["a.jpg", "b.PNG", "sub/c.webp", "sub-2/d.jfif", "sub/sub/e.tif"]
+    assert names[1] == [".git", ".hidden.png", "f", "g.heic", "notes.txt", "sub/loop"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "/dev/zero", "/dev/tty", "large"])
+def test_only_regular_files_of_a_bounded_size_are_opened(kind, tmp_path):
+    path = tmp_path / "x.png"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "large":
+        path.touch()
+        os.truncate(path, 2**40)
+    else:
+        path.symlink_to(kind)
+    reason = "more than 536870912" if kind == "large" else "is not a regular file"
+    message = refusal(open_image, path)
+    assert str(path) in message
+    assert reason in message
