@@ -2,25 +2,17 @@
 
 from jaxcifar.core.activations import (
     GELU,
+    Function,
     Hardsigmoid,
     Hardswish,
     LeakyReLU,
-    PReLU,
     ReLU,
     ReLU6,
     Sigmoid,
     SiLU,
     Tanh,
 )
-from jaxcifar.core.layers import (
-    Conv,
-    ConvTranspose,
-    Dropout,
-    Flatten,
-    Identity,
-    Linear,
-    Sequential,
-)
+from jaxcifar.core.layers import Conv, Dropout, Flatten, Identity, Linear, Sequential
 from jaxcifar.core.norms import BatchNorm, GroupNorm, LayerNorm
 from jaxcifar.core.pooling import AdaptiveAvgPool, AvgPool, MaxPool, Upsample
 
@@ -30,9 +22,9 @@ __all__ = [
     "AvgPool",
     "BatchNorm",
     "Conv",
-    "ConvTranspose",
     "Dropout",
     "Flatten",
+    "Function",
     "GroupNorm",
     "Hardsigmoid",
     "Hardswish",
@@ -41,7 +33,6 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "MaxPool",
-    "PReLU",
     "ReLU",
     "ReLU6",
     "Sequential",

@@ -1,63 +1,33 @@
 """Activations with torch's values and gradients, also where these jump."""
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcifar.core.norms import per_channel
+
+class Function(nn.Module):
+    """A function without parameters as a layer, such as ``partial(Function, nn.softplus)``."""
+
+    function: Callable[[jax.Array], jax.Array]
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.function(x)
 
 
 def _relu6(x: jax.Array) -> jax.Array:
     return jnp.where(x >= 6, 6, nn.relu(x))
 
 
-class ReLU(nn.Module):
-    """``torch.nn.ReLU``."""
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return nn.relu(x)
-
-
-class ReLU6(nn.Module):
-    """``torch.nn.ReLU6``."""
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return _relu6(x)
-
-
-class SiLU(nn.Module):
-    """``torch.nn.SiLU``."""
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return nn.silu(x)
-
-
-class Sigmoid(nn.Module):
-    """``torch.nn.Sigmoid``."""
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return nn.sigmoid(x)
-
-
-class Hardsigmoid(nn.Module):
-    """``torch.nn.Hardsigmoid``."""
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return _relu6(x + 3) / 6
-
-
-class Hardswish(nn.Module):
-    """``torch.nn.Hardswish``."""
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return x * _relu6(x + 3) / 6
-
-
-class Tanh(nn.Module):
-    """``torch.nn.Tanh``."""
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return jnp.tanh(x)
+ReLU = partial(Function, nn.relu)
+ReLU6 = partial(Function, _relu6)
+SiLU = partial(Function, nn.silu)
+Sigmoid = partial(Function, nn.sigmoid)
+Tanh = partial(Function, jnp.tanh)
+Hardsigmoid = partial(Function, lambda x: _relu6(x + 3) / 6)
+Hardswish = partial(Function, lambda x: x * _relu6(x + 3) / 6)
 
 
 class GELU(nn.Module):
@@ -78,19 +48,3 @@ class LeakyReLU(nn.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         return jnp.where(x > 0, x, self.negative_slope * x)
-
-
-class PReLU(nn.Module):
-    """``torch.nn.PReLU``; its weight is ``scale``."""
-
-    num_parameters: int = 1
-    init_value: float = 0.25
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        initializer, dtype = (
-            nn.initializers.constant(self.init_value),
-            jnp.promote_types(x.dtype, jnp.float32),
-        )
-        scale = self.param("scale", initializer, (self.num_parameters,), dtype)
-        return jnp.where(x > 0, x, per_channel(scale, x).astype(x.dtype) * x)

@@ -63,7 +63,7 @@ class PortError(UserError):
         ):
             for module, names in modules.items():
                 near = difflib.get_close_matches(module, others, n=1, cutoff=0.6)
-                hint = f"   (nearest: {near[0]}.{{{', '.join(others[near[0]])}}})" if near else ""
+                hint = f" (nearest: {near[0]}.{{{', '.join(others[near[0]])}}})" if near else ""
                 lines.append(f"{title} {module}.{{{', '.join(names)}}}{hint}")
         return "\n".join(map(one_line, lines))
 

@@ -3,18 +3,33 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 from etils import epy
+from jax import lax
 
 with epy.lazy_imports():
     import torch
     from torch.nn import functional
 
 TOLERANCE = 1e-4  # of the largest value
-EPSILONS = (1e-3, 1e-5, 1e-6, 1e-12)
 ACTIVATIONS = ("relu", "relu6", "leaky_relu", "gelu", "silu", "hardswish", "sigmoid", "tanh", "elu")
+BIAS: dict[str, tuple[Any, ...]] = {"bias": (None,)}
+NORM = {"eps": (1e-3, 1e-5, 1e-6, 1e-12), "weight": (None,), **BIAS}
+BATCH_NORM = {**NORM, "training": (True,)}
+POOL = {"padding": (0, 1, 2, 3), "ceil_mode": (False, True)}
+# The attributes of torch's layers that a mistake changes; of other layers with an eps, NORM.
+VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "Conv2d": {"padding": (0, 1, 2, 3), "stride": (1, 2, 3, 4), "dilation": (1, 2, 3), **BIAS},
+    "Linear": BIAS,
+    "MaxPool2d": POOL,
+    "AvgPool2d": {**POOL, "count_include_pad": (False, True)},
+    "Upsample": {"mode": ("bilinear", "nearest"), "align_corners": (True, False, None)},
+    "BatchNorm1d": BATCH_NORM,
+    "BatchNorm2d": BATCH_NORM,
+}
 
 
 def diagnose(
@@ -47,23 +62,21 @@ def _candidates(
     """Yield mistakes, each with the output that it would give."""
     kind, is_leaf = type(layer).__name__, not list(layer.children())
     x = x if isinstance(x, torch.Tensor) else expected  # a block may take a list
+    yield from _variations(layer, x)
     if kind == "Conv2d":
-        yield from _convolutions(layer, x)
+        sizes = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        rows, columns = lax.padtype_to_pads(x.shape[2:], sizes, layer.stride, "SAME")
+        same = _changed(layer, padding=0)(functional.pad(x, (*columns, *rows)))
+        yield f"padding SAME, torch has {layer.padding} on both sides", same
     elif kind == "Linear":
-        yield "the bias is missing", x @ layer.weight.T
         images = [output for output in others.values() if output[0].size == x[0].numel()]
         if images and images[-1].ndim == 4:
             flat = x.reshape(images[-1].shape).permute(0, 2, 3, 1).flatten(1)
             yield "it flattens channels last, torch (C, H, W)", layer(flat)
     elif kind in ("AvgPool2d", "MaxPool2d"):
-        yield from _pools(layer, kind, x)
-    elif kind == "Upsample":
-        for mode, align in (("bilinear", True), ("bilinear", False), ("nearest", None)):
-            output = functional.interpolate(x, expected.shape[2:], mode=mode, align_corners=align)
-            theirs = f"torch has {layer.mode} and {layer.align_corners}"
-            yield f"mode {mode}, align_corners {align}; {theirs}", output
-    elif hasattr(layer, "eps"):
-        yield from _norms(layer, kind, x)
+        pool: Any = functional.max_pool2d if kind == "AvgPool2d" else functional.avg_pool2d
+        output = pool(x, layer.kernel_size, layer.stride, layer.padding)
+        yield f"the other kind of pooling, torch has {kind}", output
     for name in ACTIVATIONS:
         function = getattr(functional, name)
         yield f"an activation too many at the end: {name}", function(expected)
@@ -86,68 +99,28 @@ def _candidates(
         yield what, torch.roll(expected, shift, 1)
 
 
-def _convolutions(layer: Any, x: Any) -> Iterator[tuple[str, Any]]:
-    def convolve(x: Any = x, bias: Any = layer.bias, **changed: Any) -> Any:
-        names = ("stride", "padding", "dilation", "groups")
-        options = {name: getattr(layer, name) for name in names} | changed
-        return functional.conv2d(x, layer.weight, bias, **options)
-
-    def check(name: str, value: int) -> Iterator[tuple[str, Any]]:
-        with suppress(RuntimeError):  # the kernel may be larger than the image
-            yield f"{name} {value}, torch has {getattr(layer, name)}", convolve(**{name: value})
-
-    for name, values in {
-        "padding": range(4),
-        "stride": range(1, 5),
-        "dilation": range(1, 4),
-    }.items():
-        for value in values:
-            yield from check(name, value)
-    needs = [
-        max((-(-side // stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0)
-        for side, stride, kernel, dilation in zip(
-            x.shape[2:], layer.stride, layer.kernel_size, layer.dilation, strict=True
-        )
-    ]
-    sides = [pad for need in reversed(needs) for pad in (need // 2, need - need // 2)]
-    same = functional.pad(x, sides)
-    yield f"padding SAME, torch has {layer.padding} on both sides", convolve(same, padding=0)
-    yield "the bias is missing", convolve(bias=None)
-    yield (
-        "the kernel is mirrored",
-        functional.conv2d(x, layer.weight.flip(2, 3), layer.bias, layer.stride, layer.padding),
-    )
+def _variations(layer: Any, x: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what the layer gives with one or two other values."""
+    values = VALUES.get(type(layer).__name__, NORM if hasattr(layer, "eps") else {})
+    for names in (*combinations(values, 1), *combinations(values, 2)):
+        for chosen in product(*(values[name] for name in names)):
+            changes = dict(zip(names, chosen, strict=True))
+            with suppress(RuntimeError, ValueError):  # a kernel may be larger than the image
+                what = ", ".join(_describe(layer, name, changes[name]) for name in names)
+                yield what, _changed(layer, **changes)(x)
 
 
-def _pools(layer: Any, kind: str, x: Any) -> Iterator[tuple[str, Any]]:
-    fixed = {"kernel_size": layer.kernel_size, "stride": layer.stride}
-    average = kind == "AvgPool2d"
-    for padding in range(layer.kernel_size // 2 + 1):
-        for ceil in (False, True):
-            for counted in (True, False) if average else (None,):
-                options: dict[str, Any] = {"padding": padding, "ceil_mode": ceil}
-                options |= {"count_include_pad": counted} if average else {}
-                theirs = {name: getattr(layer, name) for name in options}
-                changed = [n for n in options if options[n] != theirs[n]]
-                what = ", ".join(f"{n} {options[n]}, torch has {theirs[n]}" for n in changed)
-                pool: Any = functional.avg_pool2d if average else functional.max_pool2d
-                if changed:
-                    yield what, pool(x, **fixed, **options)
-    other: Any = functional.max_pool2d if average else functional.avg_pool2d
-    yield f"the other kind of pooling, torch has {kind}", other(x, **fixed, padding=layer.padding)
+def _changed(layer: Any, **values: Any) -> Any:
+    layer = copy.deepcopy(layer)
+    for name, value in values.items():
+        setattr(layer, name, value)
+    return layer
 
 
-def _norms(layer: Any, kind: str, x: Any) -> Iterator[tuple[str, Any]]:
-    for epsilon in EPSILONS:
-        changed = copy.deepcopy(layer)
-        changed.eps = epsilon
-        yield f"epsilon {epsilon:g}, torch has {layer.eps:g}", changed(x)
-    if kind.startswith("BatchNorm"):
-        changed = copy.deepcopy(layer).train()
-        yield "the statistics of the batch are used in evaluation", changed(x)
-    plain = copy.deepcopy(layer)
-    for name, value in {"weight": 1.0, "bias": 0.0}.items():
-        if getattr(plain, name, None) is not None:
-            changed = copy.deepcopy(layer)
-            getattr(changed, name).data.fill_(value)
-            yield f"{kind} without its {name}", changed(x)
+def _describe(layer: Any, name: str, value: Any) -> str:
+    if name == "training":
+        return "the statistics of the batch are used in evaluation"
+    theirs = getattr(layer, name)
+    if isinstance(theirs, torch.Tensor):
+        return f"the {name} is missing"
+    return f"{'epsilon' if name == 'eps' else name} {value}, torch has {theirs}"

@@ -44,13 +44,9 @@ ARGUMENTS = dict.fromkeys(["ReLU", "ReLU6", "SiLU", "Sigmoid", "Tanh", "Flatten"
     "Hardswish": some(),
     "GELU": some(approximate=st.sampled_from(["none", "tanh"])),
     "LeakyReLU": some(negative_slope=st.sampled_from([0.1, 0.5])),
-    "PReLU": some(num_parameters=st.sampled_from([1, 4])),
     "Linear": some({"features": st.integers(1, 5)}, use_bias=BOOLEANS),
     "Conv": some(CONV, stride=sizes(1, 3), padding=sizes(0, 3) | st.just("valid"), **GROUPS)
     | some(CONV | {"padding": st.just("same")}, **GROUPS),
-    "ConvTranspose": some(
-        CONV | {"stride": sizes(2, 3)}, padding=sizes(0, 2), output_padding=sizes(0, 1), **GROUPS
-    ),
     "BatchNorm": some(
         eps=EPS,
         momentum=st.sampled_from([None, 0.0, 0.3]),
@@ -69,7 +65,7 @@ ARGUMENTS = dict.fromkeys(["ReLU", "ReLU6", "SiLU", "Sigmoid", "Tanh", "Flatten"
     "AdaptiveAvgPool": some({"output_size": sizes(1, 10)}),
     "Upsample": some(FACTOR) | some(FACTOR | {"mode": st.just("bilinear")}, align_corners=BOOLEANS),
 }
-CHANNELS = {"Conv": "in_channels", "ConvTranspose": "in_channels", "Linear": "in_features"}
+CHANNELS = {"Conv": "in_channels", "Linear": "in_features"}
 CHANNELS |= {"BatchNorm": "num_features", "GroupNorm": "num_channels"}
 SHAPES = dict.fromkeys([name for name in ARGUMENTS if "Conv" in name or "Pool" in name], IMAGES)
 SHAPES |= {"Upsample": IMAGES, "LayerNorm": st.sampled_from([(2, 5, 4), (2, 3, 5, 4)])}

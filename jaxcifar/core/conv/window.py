@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from jax import lax
 
 Pair = tuple[int, int]
 Size = int | Pair  # one value, or rows and columns
@@ -35,10 +36,9 @@ class Window(NamedTuple):
             raise ValueError(f'unknown padding {padding!r}: use numbers, "same" or "valid"')
         if padding == "same" and strides != (1, 1):
             raise ValueError(f'padding "same" needs a stride of 1, got {stride}')
-        reach = [d * (k - 1) for d, k in zip(dilations, kernel.shape[:2], strict=True)]
-        rows, columns = reach if padding == "same" else (0, 0)
-        paddings = (rows // 2, -(-rows // 2)), (columns // 2, -(-columns // 2))
-        return cls(strides, paddings, dilations, groups)
+        sizes = [d * (k - 1) + 1 for d, k in zip(dilations, kernel.shape[:2], strict=True)]
+        both = lax.padtype_to_pads(sizes, sizes, (1, 1), padding.upper())
+        return cls(strides, (both[0], both[1]), dilations, groups)
 
     def outputs(self, x: Any, kernel: Any) -> list[int]:
         """Return how many rows and columns the convolution of ``x`` has."""
