@@ -48,8 +48,8 @@ def main(config: PredictConfig) -> int:
     state = sharding.put(loaded.state(), sharding.replicated(mesh))
     paths = list[Path]()
     for each in map(Path, config.image):
-        found, left_out = files.below(each) if each.is_dir() else ([], [])
-        files.log_left_out(each, left_out)
+        found, skipped = files.below(each) if each.is_dir() else ([], [])
+        files.log_skipped(each, skipped)
         paths += found or [each]
     # One array for all batches, so that a smaller last one is not compiled again.
     batch = np.zeros((min(config.batch_size, len(paths)), *files.SIZE, 3), np.uint8)

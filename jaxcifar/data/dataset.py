@@ -26,7 +26,7 @@ def regular_file(path: Path) -> Path:
     """Return the path, or raise ``UserError`` if reading it could wait or fill the memory."""
     size = path.stat().st_size
     if not path.is_file():
-        raise UserError(f"{path} is not a regular file: pass one")
+        raise UserError(f"{path} is not a regular file: copy its content to one")
     if size > MAX_BYTES:
         raise UserError(f"{path} has {size} bytes, more than {MAX_BYTES}: make it smaller")
     return path

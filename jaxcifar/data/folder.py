@@ -37,15 +37,15 @@ def _image_files(split: Path) -> dict[str, list[Path]]:
     if not split.is_dir():
         raise UserError(f"there is no folder {split}: {layout}")
     classes: dict[str, list[Path]] = {}
-    left_out = list[Path]()
+    skipped = list[Path]()
     for path in sorted(split.iterdir(), key=_class_name):
         if path.is_dir() and path.name[0] != ".":
             files, others = images.below(path)
             classes.setdefault(_class_name(path), []).extend(files)
-            left_out += others
+            skipped += others
         elif path.is_dir() or path.name[0] != ".":
-            left_out.append(path)
-    images.log_left_out(split, left_out)
+            skipped.append(path)
+    images.log_skipped(split, skipped)
     if not classes:
         raise UserError(f"{split} has no folders: {layout}")
     if empty := [name for name, files in classes.items() if not files]:

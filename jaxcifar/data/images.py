@@ -25,12 +25,12 @@ SUFFIXES = tuple(_SUFFIXES.split())
 
 
 def below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the images below a folder in torchvision's order, and what is left out.
+    """Return the images below a folder in torchvision's order, and what is skipped.
 
-    Links are followed, but no folder is read twice. Files without an image's suffix are left out,
-    and hidden files and folders; only hidden images are named among them.
+    Links are followed, but no folder is read twice. Hidden files that are no images by name are
+    in neither list.
     """
-    found, left_out, seen = list[Path](), list[Path](), set[str]()
+    found, skipped, seen = list[Path](), list[Path](), set[str]()
 
     def refuse(error: OSError) -> None:
         raise error
@@ -38,7 +38,7 @@ def below(folder: Path) -> tuple[list[Path], list[Path]]:
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         path, real = Path(root), os.path.realpath(root)
         if real in seen or (path.name.startswith(".") and path != folder):
-            left_out.append(path)
+            skipped.append(path)
             folders.clear()
             continue
         seen.add(real)
@@ -46,15 +46,16 @@ def below(folder: Path) -> tuple[list[Path], list[Path]]:
         for name in names:
             is_image, hidden = name.lower().endswith(SUFFIXES), name.startswith(".")
             if is_image or not hidden:
-                (found if is_image and not hidden else left_out).append(path / name)
-    return sorted(found, key=lambda file: (str(file.parent), file.name)), sorted(left_out)
+                (found if is_image and not hidden else skipped).append(path / name)
+    return sorted(found, key=lambda file: (str(file.parent), file.name)), sorted(skipped)
 
 
-def log_left_out(folder: Path, paths: Sequence[Path]) -> None:
-    """Log how many files a folder has that are not read, and the first of them."""
+def log_skipped(folder: Path, paths: Sequence[Path]) -> None:
+    """Log how many files and folders in a folder are not read, and the first of them."""
     if paths:
+        why = "hidden, no image's suffix, outside of a class, or linked twice"
         names = one_line(first_few([str(path.relative_to(folder)) for path in paths]))
-        log.info("%s: %d left out, as no image by name: %s", folder, len(paths), names)
+        log.info("%s: skipped %d (%s): %s", folder, len(paths), why, names)
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:

@@ -6,6 +6,7 @@ import json
 import pickle
 import tarfile
 from functools import partial
+from struct import pack
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from jaxcifar.data import Dataset, Examples
+from jaxcifar.data import Dataset, Examples, tfrecord
 from jaxcifar.data.archives import CIFAR10, CIFAR100
 from jaxcifar.data.cifar import CLASS_NAMES
 from jaxcifar.errors import UserError
@@ -72,17 +73,22 @@ def prepare(data_dir, dataset, source=CIFAR10, format="array_record"):
     info = {"fileFormat": format, "name": source.name, "version": "3.0.2", "splits": []}
     info["moduleName"] = "tensorflow_datasets.image_classification.cifar"
     for split, examples in zip(("train", "test"), dataset[:2], strict=True):
-        path = str(folder / f"{source.name}-{split}.{format}-00000-of-00001")
-        tfrecord = format == "tfrecord"
-        writer = TFRecordWriter(path) if tfrecord else ArrayRecordWriter(path, "group_size:1")
+        path, records = folder / f"{source.name}-{split}.{format}-00000-of-00001", []
         for image, label in zip(*examples, strict=True):
             example = tf_example_pb2.Example()
             feature = example.features.feature
             feature["image"].bytes_list.value.append(encode(Image.fromarray(image), "PNG"))
             feature["label"].int64_list.value.append(int(label))
             feature["coarse_label"].int64_list.value.append(int(label) // 5)
-            writer.write(example.SerializeToString())
-        writer.close()
+            records.append(example.SerializeToString())
+        if format == "tfrecord":
+            parts = zip(records, tfrecord._checksums(records).tolist(), strict=True)
+            path.write_bytes(b"".join(pack("<QI", len(r), 0) + r + pack("<I", s) for r, s in parts))
+        else:
+            writer = ArrayRecordWriter(str(path), "group_size:1")
+            for record in records:
+                writer.write(record)
+            writer.close()
         shards = {"numBytes": "1", "shardLengths": [str(len(examples.labels))]}
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
         info["splits"].append({"name": split, "filepathTemplate": template, **shards})
@@ -91,28 +97,6 @@ def prepare(data_dir, dataset, source=CIFAR10, format="array_record"):
     label = tfds.features.ClassLabel(names=dataset.class_names)
     tfds.features.FeaturesDict({"image": image, "label": label}).save_config(folder)
     return folder
-
-
-class TFRecordWriter:
-    """Writes records as TensorFlow does."""
-
-    def __init__(self, path):
-        self.file = open(path, "wb")  # noqa: SIM115
-        self.close = self.file.close
-
-    def write(self, record):
-        length = len(record).to_bytes(8, "little")
-        self.file.write(length + masked_crc32c(length) + record + masked_crc32c(record))
-
-
-def masked_crc32c(content):
-    crc = 0xFFFFFFFF
-    for byte in content:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
-    crc ^= 0xFFFFFFFF
-    return (((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32).to_bytes(4, "little")
 
 
 def encode(image, format, **options):

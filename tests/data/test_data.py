@@ -8,7 +8,7 @@ import pytest
 
 from jaxcifar import data
 from jaxcifar.config.train import TrainConfig
-from jaxcifar.data import Examples, archives, cifar, digits
+from jaxcifar.data import Examples, archives, cifar, digits, tfrecord
 from jaxcifar.errors import UserError
 from tests.data import cifar_files as files
 
@@ -61,6 +61,8 @@ def test_prepared_data_comes_first_unless_it_is_tfrecord(source, rng, tmp_path):
 
 
 def test_tfrecord_is_read_and_only_test_is_needed(rng, tmp_path):
+    masked = 0xC78AB0E5  # CRC-32C's published check value, 0xE3069283, with TFRecord's mask
+    assert tfrecord._checksums([b"123456789"]) == masked
     dataset = files.make_dataset(rng)
     folder = files.prepare(tmp_path, dataset, format="tfrecord")
     files.assert_equal(data.load("cifar10", tmp_path), dataset)

@@ -111,7 +111,7 @@ def test_damaged_files_are_read_or_refused(content, changes, end):
         assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8)
 
 
-def test_images_below_a_folder_are_sorted_and_what_is_left_out_is_named(tmp_path):
+def test_images_below_a_folder_are_sorted_and_what_is_skipped_is_named(tmp_path):
     images = "b.PNG", "a.jpg", "sub/c.webp", "sub-2/d.jfif", "sub/sub/e.tif"
     others = "notes.txt", "f", "g.heic", ".hidden.png", ".git/h.png"
     for name in (*images, *others, ".DS_Store"):
