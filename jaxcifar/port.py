@@ -25,6 +25,7 @@ from jaxcifar.core.models import MODELS
 from jaxcifar.errors import UserError
 from jaxcifar.files import atomic, torch_match, torch_names, weights
 from jaxcifar.files.digest import digest, sha256
+from jaxcifar.files.run import weights_path
 from jaxcifar.porting import compare
 from jaxcifar.runtime import environment, process
 
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 def main(config: PortConfig) -> None:
     """Port, verify and write; a ``UserError`` leaves nothing behind."""
     process.prefer_cpu()  # the tolerances are those of full float32
-    source, target = Path(config.source), Path(config.output)
+    source, target = weights_path(config.source), Path(config.output)
     force = config.force or config.dry_run
     atomic.check_output(target, source=source, force=force, checkpoint=True)
     if config.report:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxcifar.config.commands import EvaluateConfig
 from jaxcifar.config.train import TrainConfig
 from jaxcifar.core.state import TrainState
 from jaxcifar.errors import UserError
@@ -105,6 +106,11 @@ def train_and_evaluate(config: TrainConfig) -> History:
         metrics.write(run.total_steps, "test", **values)
         if config.report and not silent:
             _write_report(run, logits)
+        if best := directory.best():
+            path = f"{directory.path}:best"
+            command = run.command("evaluate", EvaluateConfig, checkpoint=path)
+            message = "Best on the validation images after step %d: %.2f %%; evaluate it with: %s"
+            log.info(message, best["step"], 100 * best["accuracy"], command)
         return History(directory.path, metrics.records, scores.accuracy, state)
 
 

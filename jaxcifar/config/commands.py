@@ -19,7 +19,8 @@ class WeightsOptions(Options):
 
     checkpoint: str = option(
         REQUIRED,
-        "a run directory, a ported checkpoint, a torch .ckpt/.pt/.pth or a .safetensors file",
+        "a run directory, RUN:best (its best checkpoint by validation), a ported checkpoint, a"
+        " torch .ckpt/.pt/.pth or a .safetensors file",
     )
     model: str | None = option(None, NETWORK, MODEL, metavar="NAME")
     ema: bool = option(False, "use the exponential moving average in a torch file")

@@ -68,6 +68,18 @@ class MetricWriter:
             self._events.close()
 
 
+def weights_path(source: str | Path) -> Path:
+    """Return where weights are; ``RUN:best`` is the run's best checkpoint by validation."""
+    name, _, which = str(source).rpartition(":")
+    if which != "best" or Path(source).exists():
+        return Path(source)
+    run = RunDirectory(Path(name))
+    if (best := run.best()) is None:
+        problem = f"{name} has no checkpoint with a validation accuracy"
+        raise UserError(f"{problem}: train with --val-fraction, or pass {name}")
+    return run.checkpoints_dir / str(best["step"])
+
+
 @dataclasses.dataclass(frozen=True)
 class RunDirectory:
     """Where a run keeps its lock, options, environment, metrics, checkpoints and report."""
@@ -94,6 +106,12 @@ class RunDirectory:
 
     def last_step(self) -> int | None:
         return last_step(self.checkpoints_dir)
+
+    def best(self) -> dict[str, Any] | None:
+        """Return the record of the best validation among the checkpoints; None without any."""
+        saved = (r for r in self.read_metrics() if (self.checkpoints_dir / str(r["step"])).is_dir())
+        records = (record for record in saved if record.get("split") == "val")
+        return max(records, key=lambda record: record["accuracy"], default=None)
 
     def read_metadata(self) -> dict[str, Any]:
         """Return what the newest readable checkpoint says of the run: options, classes, data."""

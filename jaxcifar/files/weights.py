@@ -22,6 +22,7 @@ from jaxcifar.errors import UserError, difference, one_line
 from jaxcifar.files import networks, torch_files, torch_names
 from jaxcifar.files.checkpoints import DIGEST, last_step
 from jaxcifar.files.digest import digest
+from jaxcifar.files.run import weights_path
 
 Format = Literal["orbax", "safetensors", "torch"]
 
@@ -68,13 +69,13 @@ def load(
     optimizer: bool = False,
     digests: bool = False,
 ) -> Weights:
-    """Read the weights of a run (its last checkpoint), a checkpoint or a file.
+    """Read the weights of a run (its last checkpoint; ``RUN:best``), a checkpoint or a file.
 
     ``model`` is the expected one, ``input_shape`` of its images. ``ema`` and ``prefix`` choose one
     of several copies in a torch file, ``optimizer`` reads Adam's state, too, ``digests`` computes
     those of the source. Raises ``UserError`` or ``OSError`` without good weights.
     """
-    path = Path(path)
+    path = weights_path(path)
     is_folder = path.is_dir()
     if ema and is_folder:
         raise UserError(f"--ema is for torch files, and {path} is a folder")

@@ -46,7 +46,11 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
             axes.legend(fontsize="small")
     if len(runs) > 1:
         handles = figure.axes[0].get_lines()
-        columns = {"loc": "outside lower center", "ncols": min(len(runs), 3), "fontsize": "small"}
+        columns: Any = {
+            "loc": "outside lower center",
+            "ncols": min(len(runs), 3),
+            "fontsize": "small",
+        }
         figure.legend(handles=handles, **columns)
     return figure
 

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxcifar import data
-from jaxcifar.config.options import command_line, this_program
+from jaxcifar.config.options import Options, command_line, this_program
 from jaxcifar.config.train import OF_PROCESS, TrainConfig, is_own
 from jaxcifar.core import sharding, state
 from jaxcifar.core.models import head
@@ -43,10 +43,14 @@ class Run(NamedTuple):
     @property
     def resume_command(self) -> str:
         """The command that continues the run."""
-        names = (*OF_PROCESS, "model") if is_own(self.config.model) else OF_PROCESS
-        options = {name: getattr(self.config, name) for name in names}
-        config = TrainConfig(workdir=str(self.directory.path), resume=True, **options)
-        return command_line(config, *this_program(), "train")
+        options = {name: getattr(self.config, name) for name in OF_PROCESS}
+        workdir = str(self.directory.path)
+        return self.command("train", TrainConfig, workdir=workdir, resume=True, **options)
+
+    def command(self, name: str, kind: type[Options], **options: Any) -> str:
+        """Return a command about this run, to paste into a shell."""
+        own = {"model": self.config.model} if is_own(self.config.model) else {}
+        return command_line(kind(**own, **options), *this_program(), name)
 
     @property
     def steps_per_epoch(self) -> int:

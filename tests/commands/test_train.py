@@ -73,7 +73,8 @@ def test_a_resumed_run_with_dropout_and_crops_is_bit_identical(tmp_path, monkeyp
     assert_resumes_exactly(tmp_path, monkeypatch, capsys, augment="crop-flip")
 
 
-def test_output_logs_and_checkpoints(tmp_path, capsys):
+def test_output_logs_and_checkpoints(tmp_path, capsys, caplog):
+    caplog.set_level("INFO", "jaxcifar")
     options = {"val_fraction": 0.2, "keep": 1}
     history = train_and_evaluate(run_config(tmp_path, epochs=2, **options))
     out = capsys.readouterr().out
@@ -92,8 +93,12 @@ def test_output_logs_and_checkpoints(tmp_path, capsys):
     assert RunDirectory(tmp_path).read_config().val_fraction == 0.2
 
     # The last one and, if it is another, the best on the validation images.
-    best = max((r["accuracy"], r["step"]) for r in records if r["split"] == "val")[1]
-    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {8, best}
+    best = max((r["accuracy"], r["step"]) for r in records if r["split"] == "val")
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {8, best[1]}
+    said = f"images after step {best[1]}: {100 * best[0]:.2f} %; evaluate it with: "
+    assert (
+        f"{said}{sys.executable} -m jaxcifar evaluate --checkpoint {tmp_path}:best" in caplog.text
+    )
 
     with pytest.raises(UserError, match="holds a run already: continue it with --resume"):
         train_and_evaluate(run_config(tmp_path))
