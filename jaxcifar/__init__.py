@@ -7,7 +7,7 @@ with epy.lazy_api_imports(globals()):
     from jaxcifar.core.inference import logits
     from jaxcifar.core.models import create_model
     from jaxcifar.core.state import TrainState, create_state
-    from jaxcifar.core.steps import Examples, train_step
+    from jaxcifar.core.steps import Examples, loss_fn, train_step
     from jaxcifar.errors import UserError
     from jaxcifar.train import train_and_evaluate
 
@@ -20,6 +20,7 @@ __all__ = [
     "create_model",
     "create_state",
     "logits",
+    "loss_fn",
     "train_and_evaluate",
     "train_step",
 ]

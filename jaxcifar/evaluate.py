@@ -7,6 +7,7 @@ if __name__ == "__main__":  # python -m jaxcifar.evaluate
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +17,14 @@ from tqdm import tqdm
 from jaxcifar import data
 from jaxcifar.config.commands import EvaluateConfig
 from jaxcifar.core import inference, sharding
-from jaxcifar.core.state import TrainState
+from jaxcifar.core.state import TrainState, short_repr
 from jaxcifar.core.steps import Examples
 from jaxcifar.files import weights
 from jaxcifar.reporting.scores import Scores, score, table
 from jaxcifar.runtime import process
 
 
+@short_repr
 class Evaluation(NamedTuple):
     """The logits of weights on test images, float32 ``(N, classes)``, and their scores."""
 
@@ -35,7 +37,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    checkpoint: str,
+    checkpoint: str | Path,
     *,
     model: str | None = None,
     ema: bool = False,
@@ -51,7 +53,7 @@ def evaluate(
     loaded = weights.load(checkpoint, model=model, ema=ema)
     name = dataset or loaded.dataset or "cifar10"
     _, test, class_names = data.load(name, data_dir, test_only=True)
-    loaded.check_classes(checkpoint, name, class_names)
+    loaded.check_classes(str(checkpoint), name, class_names)
     mesh = sharding.make_mesh()
     state = sharding.put(loaded.state(), sharding.replicated(mesh))
     logits = test_logits(state, test.images, batch_size=batch_size, mesh=mesh, silent=not progress)

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def make_report(
-    paths: Sequence[str | Path], output: Path | None = None, *, data_dir: str | None = None
+    paths: Sequence[str | Path], output: str | Path | None = None, *, data_dir: str | None = None
 ) -> Path:
     """Write a page about run directories, by default into the run's, and return its path.
 
@@ -45,5 +45,4 @@ def _test_outputs(run: RunDirectory, data_dir: str | None) -> page.TestOutputs:
 def main(config: ReportConfig) -> None:
     """Run the command."""
     process.start(use_compile_cache=config.compile_cache)
-    output = Path(config.output) if config.output else None
-    print(make_report(config.workdirs, output, data_dir=config.data_dir))
+    print(make_report(config.workdirs, config.output, data_dir=config.data_dir))

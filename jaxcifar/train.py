@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxcifar.config.commands import EvaluateConfig
 from jaxcifar.config.train import TrainConfig
-from jaxcifar.core.state import TrainState
+from jaxcifar.core.state import TrainState, short_repr
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import test_logits
 from jaxcifar.files import weights
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 ACCURACY = "Accuracy of the model on the test images: {:.2f} %"
 
 
+@short_repr
 class History(NamedTuple):
     """What a run leaves."""
 

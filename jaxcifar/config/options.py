@@ -43,8 +43,9 @@ class Options:
     def __post_init__(self) -> None:
         for field, kind in fields_with_types(type(self)):
             value, limits = getattr(self, field.name), field.metadata["range"]
-            if kind is float and type(value) is int:
-                object.__setattr__(self, field.name, float(value))
+            if (kind, type(value)) == (float, int) or (kind is str and isinstance(value, Path)):
+                value = kind(value)
+                object.__setattr__(self, field.name, value)
             elif value is None and field.default is None:
                 continue
             elif not _is_instance(value, kind):

@@ -189,10 +189,10 @@ class TrainConfig(Options):
         return {name: value for name, value in vars(self).items() if name not in OF_PROCESS}
 
     @classmethod
-    def from_json(cls, path: Path) -> Self:
+    def from_json(cls, path: str | Path) -> Self:
         """Read saved options, or raise ``UserError``."""
         try:
-            values = {**json.loads(path.read_text(encoding="utf-8"))}
+            values = {**json.loads(Path(path).read_text(encoding="utf-8"))}
             return cls(**{name: values[name] for name in values if name not in OF_PROCESS})
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a saved training configuration: {error}") from error

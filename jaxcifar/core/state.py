@@ -1,7 +1,8 @@
 """The training state, its optimizer, and how they start."""
 
+import reprlib
 from functools import cache, partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import flax.linen as nn
 import jax
@@ -15,8 +16,31 @@ from jaxcifar.core.models import head, init
 
 Optimizer: TypeAlias = optax.GradientTransformation
 AdamState: TypeAlias = optax.ScaleByAdamState
+Class = TypeVar("Class", bound=type)
 
 
+def short_repr(kind: Class) -> Class:
+    """Give a named tuple or dataclass a repr of a line, without the values of arrays."""
+
+    def text(self: Any) -> str:
+        names = getattr(self, "_fields", None) or self.__dataclass_fields__
+        texts = (f"{name}={_short(getattr(self, name))}" for name in names)
+        return f"{kind.__name__}({', '.join(texts)})"
+
+    kind.__repr__ = text  # type: ignore[method-assign, assignment]
+    return kind
+
+
+def _short(value: Any) -> str:
+    arrays = [leaf for leaf in jax.tree.leaves(value) if hasattr(leaf, "dtype")]
+    if not arrays:
+        return " ".join(reprlib.repr(value).split())
+    if arrays[0] is value:
+        return f"{value.dtype}{value.shape}"
+    return f"<{len(arrays)} arrays, {sum(array.size for array in arrays):,} values>"
+
+
+@short_repr
 class TrainState(train_state.TrainState):
     """Flax's ``TrainState`` (``step, params, opt_state``) with BatchNorm's running statistics."""
 
@@ -63,6 +87,7 @@ def state_from(
 ) -> TrainState:
     """Return a state at step 0 with copies of the variables, and of Adam's moments and count."""
     variables, adam = jax.tree.map(jnp.array, (variables, adam))  # copies: a step donates them
+    variables = {"batch_stats": {}, **variables}  # without a batch norm there are none
     state = TrainState.create(apply_fn=model.apply, tx=optimizer, **variables)
     opt_state = state.opt_state if adam is None else (adam, *state.opt_state[1:])
     return state.replace(opt_state=opt_state, step=jnp.zeros((), jnp.int32))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -9,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcifar.core.augment import Augmentation, normalize
+from jaxcifar.core.augment import MEAN, Augmentation, normalize
 from jaxcifar.core.augment import augment as augment_images
-from jaxcifar.core.state import TrainState
+from jaxcifar.core.state import TrainState, short_repr
 
 
+@short_repr
 class Examples(NamedTuple):
     """Images, uint8 ``(N, 32, 32, 3)`` RGB, and labels, int32 ``(N,)``; numpy or jax arrays."""
 
@@ -47,6 +49,9 @@ def loss_fn(
     params: Any, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, tuple[Metrics, Any]]:
     """Return the mean cross-entropy of normalized images, beside it metrics and ``batch_stats``."""
+    if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        given = f"{labels.dtype} {labels.shape} for images {images.shape}"
+        raise ValueError(f"expected whole numbers (N,) as labels, got {given}")
     variables = {"params": params, "batch_stats": state.batch_stats}
     logits, updates = state.apply_fn(
         variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
@@ -56,7 +61,7 @@ def loss_fn(
     correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
     zero, count = jnp.zeros((), jnp.int32), jnp.asarray(labels.size, jnp.int32)
     metrics = Metrics(jnp.sum(losses), correct, count, nonfinite=zero)
-    return jnp.mean(losses), (metrics, updates["batch_stats"])
+    return jnp.mean(losses), (metrics, updates.get("batch_stats", {}))
 
 
 def train_step(
@@ -66,15 +71,20 @@ def train_step(
     *,
     augment: Augmentation = "none",
     skip_nonfinite: bool = False,
+    loss_fn: Callable[..., Any] = loss_fn,
 ) -> tuple[TrainState, Metrics]:
     """Return the state after one update, and the metrics of the batch before it.
 
-    Pure; jit it with ``donate_argnums=0, static_argnames=("augment", "skip_nonfinite")``. Pass the
-    same ``key`` to all steps. With ``skip_nonfinite``, a batch whose loss or gradients are not
+    Pure; jit it with ``donate_argnums=0`` and the options as ``static_argnames``. Pass the same
+    ``key`` to all steps. With ``skip_nonfinite``, a batch whose loss or gradients are not
     finite changes only ``state.step``, and its metrics count no image.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images = augment_images(augment_key, batch.images, augment)
+    images = batch.images
+    if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != len(MEAN):
+        given = f"{images.dtype} {images.shape}"
+        raise ValueError(f"expected images as uint8 (N, H, W, 3), not normalized, got {given}")
+    images = augment_images(augment_key, images, augment)
     images = normalize(images, jax.tree.leaves(state.params)[0].dtype)
     grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(
         state.params, state, images, batch.labels, dropout_key

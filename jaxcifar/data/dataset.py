@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxcifar.core.state import short_repr
 from jaxcifar.core.steps import Examples
 from jaxcifar.errors import UserError
 
@@ -14,6 +15,7 @@ NO_EXAMPLES = Examples(np.empty((0, 32, 32, 3), np.uint8), np.empty(0, np.int32)
 MAX_BYTES = 2**29  # the largest image that Pillow opens, in RGB, and three times any archive
 
 
+@short_repr
 class Dataset(NamedTuple):
     """The splits, with uint8 images ``(N, 32, 32, 3)``, and the class names by label."""
 

@@ -25,7 +25,7 @@ DIGEST = "sha256_of_values"  # in a checkpoint's metadata
 class Checkpoints(AbstractContextManager["Checkpoints"]):
     """The last ``keep`` checkpoints, and the best by validation; on exit all are on disk."""
 
-    def __init__(self, directory: Path, *, keep: int) -> None:
+    def __init__(self, directory: str | Path, *, keep: int) -> None:
         for name in ("absl", "asyncio"):  # Orbax and its threads log there what we say in a line
             logging.getLogger(name).setLevel(logging.CRITICAL)
         policies = ocp.training.preservation_policies
@@ -34,7 +34,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        self.directory = directory.absolute()
+        self.directory = Path(directory).absolute()
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -134,22 +134,22 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             raise UserError(f"{problem}: {advice}") from error
 
 
-def last_step(directory: Path) -> int | None:
+def last_step(directory: str | Path) -> int | None:
     """Return the step of the newest checkpoint in a directory of checkpoints."""
     return max(_steps(directory), default=None)
 
 
-def read_metadata(directory: Path) -> dict[str, Any]:
+def read_metadata(directory: str | Path) -> dict[str, Any]:
     """Return the metadata of the newest checkpoint whose metadata can be read; empty if none."""
     for step in sorted(_steps(directory), reverse=True):
         with suppress(Exception):  # a corrupt one is restore's to report
-            if metadata := ocp.metadata(directory.absolute() / str(step)).custom_metadata:
+            if metadata := ocp.metadata(Path(directory).absolute() / str(step)).custom_metadata:
                 return dict(metadata)
     return {}
 
 
-def _steps(directory: Path) -> list[int]:
-    paths = directory.glob("*")
+def _steps(directory: str | Path) -> list[int]:
+    paths = Path(directory).glob("*")
     return [int(path.name) for path in paths if path.name.isdecimal() and path.is_dir()]
 
 

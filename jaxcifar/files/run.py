@@ -24,9 +24,10 @@ ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.jsonl"
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Return the records of a ``metrics.jsonl``, without lines that a killed process cut short."""
     records = []
+    path = Path(path)
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with suppress(ValueError):
             records.append(json.loads(line))
@@ -39,7 +40,8 @@ class MetricWriter:
     If ``silent``, records stay in memory, as in all but one process of a run.
     """
 
-    def __init__(self, directory: Path, step: int, *, silent: bool = False) -> None:
+    def __init__(self, directory: str | Path, step: int, *, silent: bool = False) -> None:
+        directory = Path(directory)
         path = directory / METRICS_FILE
         self.records = [record for record in read_metrics(path) if record["step"] <= step]
         self._silent = silent
@@ -85,6 +87,9 @@ class RunDirectory:
     """Where a run keeps its lock, options, environment, metrics, checkpoints and report."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # of a str
 
     @classmethod
     def for_run(cls, config: TrainConfig) -> Self:

@@ -35,12 +35,13 @@ OPTIMIZER_ENTRIES = ("optimizer", "optimizer_state_dict", "optim", "optimizer_st
 MAX_DEPTH = 4  # training programs nest no deeper; a hostile file may contain itself
 
 
-def read(path: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+def read(path: str | Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     """Return every tensor by its dotted key, an optimizer's state or None, and the class names.
 
     Tensors are memory-mapped where possible. Raises ``UserError`` if the file is damaged, would run
     code or has no state dict.
     """
+    path = Path(path)
     with path.open("rb") as file:
         start = file.read(len(LFS_MAGIC))
     if start == LFS_MAGIC:
@@ -65,7 +66,7 @@ def read(path: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     return tensors, optimizers[0] if optimizers else None, info
 
 
-def write_torch(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
+def write_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
     """Write a file for ``model.load_state_dict(torch.load(path), strict=True)``."""
     tensors = {}
     for key, array in state_dict.items():  # by the bits: torch takes no bfloat16 from numpy
@@ -74,10 +75,12 @@ def write_torch(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
     torch.save(tensors, path)
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], texts: dict[str, str]) -> None:
+def write_safetensors(
+    path: str | Path, arrays: Mapping[str, np.ndarray], texts: dict[str, str]
+) -> None:
     """Write a safetensors file with torch's keys and axes, and texts as its metadata."""
     save_file(dict(arrays), path, metadata={"format": "pt", **texts})
-    path.chmod(0o644)  # save_file makes it private
+    Path(path).chmod(0o644)  # save_file makes it private
 
 
 def to_numpy(name: str, value: Any) -> Any:

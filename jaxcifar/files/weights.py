@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxcifar.config.train import is_own
 from jaxcifar.core.models import INPUT_SHAPE
-from jaxcifar.core.state import TrainState, state_from
+from jaxcifar.core.state import TrainState, short_repr, state_from
 from jaxcifar.errors import UserError, difference, one_line
 from jaxcifar.files import networks, torch_files, torch_names
 from jaxcifar.files.checkpoints import DIGEST, last_step
@@ -29,6 +29,7 @@ Format = Literal["orbax", "safetensors", "torch"]
 log = logging.getLogger(__name__)
 
 
+@short_repr
 class Weights(NamedTuple):
     """A model's variables, and what else their source holds."""
 
@@ -120,9 +121,9 @@ def load(
     )
 
 
-def format_of(path: Path) -> Format:
+def format_of(path: str | Path) -> Format:
     """Return the format of a file's suffix, without one Orbax's; else raise ``UserError``."""
-    suffix = path.suffix.lower()
+    suffix = Path(path).suffix.lower()
     if suffix in torch_files.SUFFIXES:
         return "torch"
     if suffix not in ("", ".safetensors"):
@@ -133,9 +134,9 @@ def format_of(path: Path) -> Format:
     return "safetensors" if suffix else "orbax"
 
 
-def write(path: Path, weights: Weights, format: Format, metadata: Mapping[str, Any]) -> None:
+def write(path: str | Path, weights: Weights, format: Format, metadata: Mapping[str, Any]) -> None:
     """Write what ``load`` reads; only Orbax keeps Adam's state and the metadata, which is JSON."""
-    names = weights.class_names
+    path, names = Path(path), weights.class_names
     try:
         if format == "orbax":
             # Adam's state is where a run's checkpoint has it.
@@ -187,7 +188,9 @@ def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]
         tree, info = ocp.load(folder, empty), dict(metadata.custom_metadata or {})
         if info.get(DIGEST) != digest(tree) or not isinstance(info["model"], str):
             raise ValueError("its values do not have the digest of its metadata")
-        arrays = torch_names.torch_view({name: tree[name] for name in ("params", "batch_stats")})
+        arrays = torch_names.torch_view(
+            {name: tree.get(name, {}) for name in ("params", "batch_stats")}
+        )
         adam = optax.ScaleByAdamState(**tree["opt_state"][0]) if "opt_state" in tree else None
     except Exception as error:  # whatever tensorstore and Orbax raise on bad bytes
         problem = f"is no whole checkpoint ({error!r:.99}): copy it again"

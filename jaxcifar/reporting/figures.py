@@ -45,13 +45,8 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         if axes.lines and len(runs) == 1:
             axes.legend(fontsize="small")
     if len(runs) > 1:
-        handles = figure.axes[0].get_lines()
-        columns: Any = {
-            "loc": "outside lower center",
-            "ncols": min(len(runs), 3),
-            "fontsize": "small",
-        }
-        figure.legend(handles=handles, **columns)
+        legend: Any = {"loc": "outside lower center", "ncols": min(len(runs), 3)}
+        figure.legend(handles=figure.axes[0].get_lines(), fontsize="small", **legend)
     return figure
 
 

@@ -60,7 +60,7 @@ def load_outputs(run: RunDirectory) -> TestOutputs | None:
 
 
 def write_report(
-    runs: Sequence[RunDirectory], outputs: Sequence[TestOutputs], output: Path | None = None
+    runs: Sequence[RunDirectory], outputs: Sequence[TestOutputs], output: str | Path | None = None
 ) -> Path:
     """Write a page and its figures to a directory; return the path of the page."""
     paths = [run.path.resolve() for run in runs]
@@ -68,7 +68,7 @@ def write_report(
     names = [str(path.relative_to(common)) for path in paths]
     if len(set(names)) < len(names):
         raise UserError("a run was given twice; pass each directory once")
-    output = output or (runs[0].report_dir if len(runs) == 1 else Path("report"))
+    output = Path(output or (runs[0].report_dir if len(runs) == 1 else "report"))
     output.mkdir(parents=True, exist_ok=True)
     records = {name: run.read_metrics() for name, run in zip(names, runs, strict=True)}
     curves = figures.save(figures.curves(records), output / "curves.png")

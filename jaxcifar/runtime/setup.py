@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxcifar import data
 from jaxcifar.config.options import Options, command_line, this_program
 from jaxcifar.config.train import OF_PROCESS, TrainConfig, is_own
-from jaxcifar.core import sharding, state
+from jaxcifar.core import sharding, state, steps
 from jaxcifar.core.models import head
 from jaxcifar.core.steps import Examples, Metrics
 from jaxcifar.errors import UserError, difference
@@ -106,6 +106,11 @@ def prepare(
         "train_images": len(dataset.train.labels),
         "train_digest": digest(dataset.train),
     }
+    if batch_size == 1:  # which a batch norm may refuse
+        try:
+            jax.eval_shape(steps.train_step, first, Examples(*(a[:1] for a in train)), step_key)
+        except ValueError as error:
+            raise UserError(f"--batch-size 1 is too small: {error}") from error
     first, totals, train = sharding.put((first, Metrics.zeros(), train), replicated)
     fixed = (config, directory, mesh, train, val, dataset.test, metadata, schedule)
     return Run(*fixed, order_key, step_key), first, totals

@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -15,6 +16,7 @@ from jaxcifar import TrainConfig, UserError, train_and_evaluate
 from jaxcifar.core import sharding, steps
 from jaxcifar.files import networks
 from jaxcifar.files.run import RunDirectory
+from jaxcifar.layers import BatchNorm, Flatten, Linear, Sequential
 from jaxcifar.reporting.progress import Progress
 from jaxcifar.runtime import loop, process
 from tests.commands.processes import start
@@ -201,6 +203,13 @@ def test_a_dispatch_ends_where_something_is_due(per_epoch, log_every, checkpoint
     for step in range(60):
         count = loop._steps_to_pause(config, step, per_epoch)
         assert step + count == min(each for each in due if each > step)
+
+
+def test_a_batch_of_one_is_refused_where_batch_norm_needs_two(tmp_path, monkeypatch):
+    layers = Flatten, BatchNorm, partial(Linear, 10)
+    monkeypatch.setattr(networks, "create", lambda name, **options: Sequential(layers))
+    with pytest.raises(UserError, match="--batch-size 1 is too small: BatchNorm cannot train on"):
+        train_and_evaluate(run_config(tmp_path, batch_size=1))
 
 
 def test_a_batch_that_cannot_be_split_is_refused(tmp_path, monkeypatch):

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from jaxcifar import UserError, create_model
+from jaxcifar import TrainConfig, UserError, create_model, data, train
 from jaxcifar.core.state import make_optimizer, state_from
 from jaxcifar.core.steps import Metrics
 from jaxcifar.files import torch_files, weights
+from jaxcifar.files.checkpoints import last_step
 from jaxcifar.files.run import RunDirectory
+from jaxcifar.layers import Flatten, Linear, Sequential
 from tests.conftest import random_variables
 from tests.files.test_checkpoints import each_damage
 
@@ -35,6 +37,32 @@ def test_the_last_checkpoint_of_a_run_is_read(tmp_path):
         assert all(np.all(leaf == step) for leaf in jax.tree.leaves(params))
     with pytest.raises(UserError, match="is vgg16_bn, not vgg16: use --model vgg16_bn"):
         weights.load(tmp_path, model="vgg16")
+
+
+def test_every_path_may_be_a_str_and_no_repr_is_long(tmp_path):
+    linear = {"kernel": np.ones((3072, 10), "f4"), "bias": np.zeros(10, "f4")}
+    variables, path = {"params": {"1": linear}, "batch_stats": {}}, str(tmp_path / "w.safetensors")
+    given = weights.Weights(f"{__name__}:linear", 10, variables, class_names=tuple("abcdefghij"))
+    weights.write(path, given, weights.format_of(path), {})
+    assert torch_files.read(path)[0]["1.weight"].shape == (10, 3072)
+    loaded = weights.load(path, model=given.model)
+    run = RunDirectory(str(tmp_path / "run"))
+    with run.open_checkpoints(keep=1) as checkpoints:
+        checkpoints.save(loaded.state(), Metrics.zeros(), {})
+    assert last_step(str(run.checkpoints_dir)) == run.last_step() == 0
+    config = TrainConfig(workdir=run.path)
+    run.write_config(config, {})
+    assert TrainConfig.from_json(str(run.path / "config.json")) == config
+    history = train.History(run.path, [{"step": step} for step in range(99)], 0.5, loaded.state())
+    for each in (given, loaded, loaded.state(), history, data.load("digits")):
+        assert repr(each).startswith(f"{type(each).__name__}(")
+        assert "\n" not in repr(each)
+        assert len(repr(each)) < 700
+    assert "variables=<2 arrays, 30,730 values>" in repr(loaded)
+
+
+def linear(num_classes):
+    return Sequential((Flatten, partial(Linear, num_classes)))
 
 
 @pytest.mark.parametrize("bad", ["{", '["one"]', "7", "[" * 100_000])

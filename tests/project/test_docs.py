@@ -47,6 +47,11 @@ def test_the_readme_uses_the_library_correctly(monkeypatch, capsys):
     assert printed == [(0.5, {"loss": 1.0})]
 
 
+@pytest.mark.slow
+def test_a_loss_a_schedule_and_an_optimizer_of_ones_own_train(capsys):
+    run("docs/own_training.md", {}, capsys)
+
+
 def test_the_network_of_the_page_about_porting_is_ported(tmp_path, monkeypatch, capsys):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     monkeypatch.chdir(tmp_path)
