@@ -69,8 +69,8 @@ def _read_prepared(folder: Path, test_only: bool) -> Dataset:
     logging.getLogger("absl").setLevel(logging.ERROR)  # hides "OpenCV is not installed"
     path, splits = folder, [NO_EXAMPLES] if test_only else []
     try:
-        for path in (*folder.glob("*.txt"), *folder.glob("*.json")):
-            regular_file(path)
+        for text in (*folder.glob("*.txt"), *folder.glob("*.json")):
+            regular_file(text)
         builder = tfds.builder_from_directory(folder)
         class_names = tuple(builder.info.features["label"].names)
         for split in ("train", "test")[len(splits) :]:
