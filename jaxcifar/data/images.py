@@ -19,8 +19,7 @@ log = logging.getLogger(__name__)
 SIZE = (32, 32)
 quiet = partial(warnings.catch_warnings, action="ignore")  # of the process: enter outside threads
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # start no program
-_SUFFIXES = ".png .apng .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff"
-_SUFFIXES += " .ppm .pgm .pbm .pnm .avif"
+_SUFFIXES = ".png .jpg .jpeg .jpe .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif"
 SUFFIXES = tuple(_SUFFIXES.split())
 
 
