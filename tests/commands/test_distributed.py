@@ -89,7 +89,7 @@ def test_stopped_and_killed_runs_resume(tmp_path):
     _, error = first.communicate(timeout=60)
     second.communicate(timeout=60)
     assert (first.returncode, second.returncode) == (143, 143)
-    assert "continue with: jaxcifar train --workdir" in error
+    assert f" --workdir {run} --resume --coordinator localhost:" in error
 
     # A process that is killed ends the other.
     first, second = start_two(TINY, run, "--resume --checkpoint-every 4")

@@ -73,8 +73,9 @@ def test_a_run_stops_at_the_step_and_resumes_from_before_it(tmp_path, capsys):
     with pytest.raises(UserError) as end:
         train_and_evaluate(run_config(path, learning_rate=rate, checkpoint_every=1))
     assert "the loss is not finite at step 2 of 5, learning rate 1e+38" in str(end.value)
-    command = f"from the checkpoint of step 1 with: jaxcifar train --workdir {path}"
-    assert f"{command} --resume --on-nonfinite skip" in str(end.value)
+    assert "continue from the checkpoint of step 1 with: " in str(end.value)
+    command = f"-m jaxcifar train --workdir {path} --resume --on-nonfinite skip"
+    assert str(end.value).endswith(command)
 
     options = {"learning_rate": rate, "checkpoint_every": 1, "resume": True}
     # Such weights are finite, and their logits on the test images are not.
