@@ -16,7 +16,7 @@ from jaxcifar.config import commands, options
 from jaxcifar.config.options import Options, flag
 from jaxcifar.config.train import TrainConfig
 from jaxcifar.errors import UserError, did_you_mean, one_line, printable
-from jaxcifar.runtime import memory
+from jaxcifar.runtime import console, memory
 
 
 class Command(NamedTuple):
@@ -43,17 +43,22 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     The exit code is 0, what the command returns, 2 after bad input, or 128 + N on signal N.
     """
     memory.share_one_arena()
-    signal.signal(signal.SIGTERM, _interrupt)
-    logging.getLogger("jaxcifar").propagate = False  # other libraries have handlers of their own
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    console.protect_streams(strict=name != "train")  # a run's results are in its directory, too
+    console.catch_signals()
+    logging.getLogger("jaxcifar").propagate = False  # other libraries have handlers of their own
     try:
-        sys.exit(call(name, rest) or 0)
+        code = call(name, rest) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # head -1 has what it wanted
+        code = 0
     except (UserError, OSError) as error:
         prog = f"jaxcifar {name}" if name in COMMANDS else "jaxcifar"
         print(f"{prog}: error: {one_line(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt as interrupt:
-        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+        console.leave(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+    sys.exit(code)
 
 
 def run(name: str) -> NoReturn:
@@ -76,8 +81,16 @@ def call(name: str, argv: Sequence[str]) -> int | None:
     if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
         logger.addHandler(_StderrHandler())
     logger.setLevel(logging.INFO)
-    with contextlib.redirect_stdout(cast(TextIO, _Stdout(sys.stdout))):
-        return importlib.import_module(f"jaxcifar.{name}").main(config)
+    try:
+        with contextlib.redirect_stdout(cast(TextIO, _Stdout(sys.stdout))):
+            return importlib.import_module(f"jaxcifar.{name}").main(config)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        size, problem = getattr(config, "batch_size", 1), "there is not enough memory"
+        advice = f"for --batch-size {size}: try {size // 2}" if size > 1 else ": free some"
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{problem} {advice} ({reason:.200})") from error
 
 
 def parse(name: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -156,5 +169,9 @@ class _Stdout:
         return getattr(self._stream, name)
 
 
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt(signum)  # so that half-written files are removed
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a failure, or what it was raised from, is for want of memory on host or device."""
+    if error is None or isinstance(error, MemoryError):
+        return error is not None
+    exhausted = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return exhausted or _is_out_of_memory(error.__cause__ or error.__context__)

@@ -38,7 +38,7 @@ def to_stablehlo(source: weights.Weights) -> bytearray:
 
 def main(config: ExportConfig) -> None:
     """Run the command; bad input writes nothing."""
-    process.prefer_cpu()  # so that the program is the same everywhere
+    process.start(prefer_cpu=True)  # so that the program is the same everywhere
     target = Path(config.output)
     atomic.check_output(target, source=Path(config.checkpoint), force=config.force)
     kind = "stablehlo" if target.suffix == ".stablehlo" else weights.format_of(target)

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 def main(config: PortConfig) -> None:
     """Port, verify and write; a ``UserError`` leaves nothing behind."""
-    process.prefer_cpu()  # the tolerances are those of full float32
+    process.start(prefer_cpu=True)  # the tolerances are those of full float32
     source, target = weights_path(config.source), Path(config.output)
     force = config.force or config.dry_run
     atomic.check_output(target, source=source, force=force, checkpoint=True)

@@ -27,6 +27,8 @@ def make_report(
     A run is evaluated again if its test outputs are missing or older than its last checkpoint.
     """
     runs = [RunDirectory(Path(path)) for path in paths]
+    for run in runs:
+        run.check_links()
     return page.write_report(runs, [_test_outputs(run, data_dir) for run in runs], output)
 
 

@@ -9,10 +9,10 @@ import dataclasses
 import logging
 import shlex
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxcifar.config.commands import EvaluateConfig
@@ -47,27 +47,28 @@ def train_and_evaluate(config: TrainConfig) -> History:
     SIGINT and SIGTERM save a checkpoint and raise ``KeyboardInterrupt``. Raises ``UserError`` if
     the options do not fit the data, the devices or the run directory, or the loss is not finite.
     """
-    process.start(use_compile_cache=config.compile_cache)
-    if config.coordinator is not None:
-        distributed.join(config.coordinator, config.num_processes, config.process_id)
-    directory = RunDirectory.for_run(config)
-    resumes = directory.last_step() is not None
-    if config.resume and not resumes:
-        log.info("%s has no checkpoint yet: the run starts from the beginning", directory.path)
-    initial = None
-    if config.init_from is not None and not resumes:
-        initial = weights.load(config.init_from, model=config.model, ema=config.ema, optimizer=True)
-    saved = directory.read_metadata() if resumes else {}
-    config.check_resumes(saved, directory.path)
-    rate = setup.learning_rate(config, saved, initial)
-    config = dataclasses.replace(config, learning_rate=rate)
-    run, state, totals = setup.prepare(config, directory, initial)
-    del initial
-    setup.check_same_data(run, saved)
-    with ExitStack() as stack:
-        silent = not distributed.is_first_process()
+    address = config.coordinator, config.num_processes, config.process_id
+    join = partial(distributed.join, *address)
+    process.start(use_compile_cache=config.compile_cache, join=join)
+    with ExitStack() as stack, distributed.watching():
+        silent, initial = not distributed.is_first_process(), None
+        directory = RunDirectory.for_run(config)
         if not silent:
-            stack.enter_context(directory.locked())
+            directory = stack.enter_context(directory.locked())
+        resumes = directory.last_step() is not None
+        if config.resume and not resumes:
+            log.info("%s has no checkpoint yet: the run starts from the beginning", directory.path)
+        if config.init_from is not None and not resumes:
+            initial = weights.load(
+                config.init_from, model=config.model, ema=config.ema, optimizer=True
+            )
+        saved = directory.read_metadata() if resumes else {}
+        config.check_resumes(saved, directory.path)
+        rate = setup.learning_rate(config, saved, initial)
+        config = dataclasses.replace(config, learning_rate=rate)
+        run, state, totals = setup.prepare(config, directory, initial)
+        del initial
+        setup.check_same_data(run, saved)
         checkpoints = stack.enter_context(directory.open_checkpoints(keep=config.keep))
         if resumes:
             state, totals = checkpoints.restore(state, totals)
@@ -89,22 +90,16 @@ def train_and_evaluate(config: TrainConfig) -> History:
         images = config.batch_size * run.total_steps
         progress = Progress(images, config.batch_size * start, silent=silent)
         stack.callback(progress.close)
-        outputs = loop.Outputs(progress, metrics, checkpoints)
-        try:
-            state = loop.train(run, state, totals, outputs)
-            progress.close()
-            logits = test_logits(
-                state, run.test.images, batch_size=config.batch_size, mesh=run.mesh, silent=silent
-            )
-            checkpoints.finish()
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() > 1:
-                distributed.leave(error)
-            raise
+        state = loop.train(run, state, totals, loop.Outputs(progress, metrics, checkpoints))
+        progress.close()
+        logits = test_logits(
+            state, run.test.images, batch_size=config.batch_size, mesh=run.mesh, silent=silent
+        )
+        checkpoints.finish()
         scores = score(logits, run.test.labels, run.metadata["class_names"])
-        progress.result(ACCURACY.format(100 * scores.accuracy))
         values = {"images": scores.images, "loss": scores.loss, "accuracy": scores.accuracy}
         metrics.write(run.total_steps, "test", **values)
+        progress.result(ACCURACY.format(100 * scores.accuracy))
         if config.report and not silent:
             _write_report(run, logits)
         if best := directory.best():
@@ -121,7 +116,7 @@ def _write_report(run: setup.Run, logits: np.ndarray) -> None:
         names = run.metadata["class_names"]
         outputs = page.save_outputs(run.directory, run.total_steps, names, logits, run.test)
         page.write_report([run.directory], [outputs])
-    except (OSError, UserError) as error:
+    except Exception as error:  # of matplotlib under the user's settings, or the disk
         path = shlex.quote(str(run.directory.path))
         log.warning("the report could not be written (%s): try jaxcifar report %s", error, path)
 

@@ -1,6 +1,7 @@
 """Options of a command: the fields of a frozen dataclass, checked when it is made."""
 
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_typ
 from jaxcifar.errors import UserError, did_you_mean
 
 REQUIRED: Any = dataclasses.MISSING
+SAVED_BYTES = 2**28  # at most, of a text in a run's directory
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -43,7 +45,8 @@ class Options:
     def __post_init__(self) -> None:
         for field, kind in fields_with_types(type(self)):
             value, limits = getattr(self, field.name), field.metadata["range"]
-            if (kind, type(value)) == (float, int) or (kind is str and isinstance(value, Path)):
+            number = kind is float and is_count(value)
+            if number or (kind is str and isinstance(value, Path)):
                 value = kind(value)
                 object.__setattr__(self, field.name, value)
             elif value is None and field.default is None:
@@ -125,9 +128,34 @@ def choices(kind: Any) -> tuple[str, ...]:
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
+def read_saved(path: Path) -> str:
+    """Return the text of a file of a run; ``ValueError`` if it is not one that a run writes."""
+    if path.exists() and not (path.is_file() and path.stat().st_size < SAVED_BYTES):
+        raise ValueError(f"it is not a regular file of less than {SAVED_BYTES >> 20} MiB")
+    return path.read_text(encoding="utf-8")
+
+
+def parse_saved(text: str) -> dict[str, Any]:
+    """Return a JSON object; ``ValueError`` if the text is none."""
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(values, dict):
+        raise ValueError("it is not a JSON object")
+    return values
+
+
+def is_count(value: object) -> bool:
+    """Whether this is a whole number, and fits into 64 bits."""
+    return type(value) is int and abs(value) < 2**63  # a bool is no count
+
+
 def _is_instance(value: Any, kind: Any) -> bool:
     if choices(kind):
         return value in choices(kind)
     if kind is int:
-        return type(value) is int  # a bool is no count
+        return is_count(value)
+    if kind is str and isinstance(value, str) and "\0" in value:
+        return False  # no path can have it
     return isinstance(value, list | tuple if get_origin(kind) is tuple else kind)

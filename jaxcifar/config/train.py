@@ -1,14 +1,13 @@
 """The options of a training run. The defaults are the original program's."""
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from jaxcifar.config.options import POSITIVE, Options, Range, flag, option
+from jaxcifar.config.options import POSITIVE, Options, Range, flag, option, parse_saved, read_saved
 from jaxcifar.errors import UserError
 
 MODEL_NAMES = ("vgg16", "vgg16_bn", "resnet50_layer4")
@@ -192,7 +191,7 @@ class TrainConfig(Options):
     def from_json(cls, path: str | Path) -> Self:
         """Read saved options, or raise ``UserError``."""
         try:
-            values = {**json.loads(Path(path).read_text(encoding="utf-8"))}
+            values = parse_saved(read_saved(Path(path)))
             return cls(**{name: values[name] for name in values if name not in OF_PROCESS})
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a saved training configuration: {error}") from error

@@ -27,7 +27,10 @@ def load(name: str, data_dir: str | Path | None = None, *, test_only: bool = Fal
         return folder.load(folder_path(name), test_only=test_only)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     source = {"cifar10": archives.CIFAR10, "cifar100": archives.CIFAR100}[name]
-    return cifar.load(source, Path(data_dir).expanduser(), test_only=test_only)
+    path = Path(os.path.expanduser(data_dir))
+    if path.parts[0] == "~":
+        raise UserError(f"there is no home directory for {path}: pass --data-dir")
+    return cifar.load(source, path, test_only=test_only)
 
 
 def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples | None]:

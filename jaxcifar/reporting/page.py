@@ -91,7 +91,7 @@ def write_report(
                 "mistakes": figures.save(mistakes, output / f"mistakes{suffix}"),
                 "command": command_line(options, "jaxcifar", "train"),
                 "config": config.to_dict(),
-                "environment": environment.pop("versions", {}) | environment,
+                "environment": environment,
             }
         )
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")

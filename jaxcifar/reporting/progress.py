@@ -15,7 +15,7 @@ class Progress:
 
     def __init__(self, total: int, done: int, *, silent: bool = False) -> None:
         self._silent, self._total = silent, total
-        self._live = not silent and sys.stderr.isatty()
+        self._live = not silent and sys.stderr is not None and sys.stderr.isatty()
         self._interval: tuple[float, float] | None = None  # where it began: images, seconds
         self._noted = 0.0, 0.0  # the same, since the last note
         self._paces: deque[float] = deque(maxlen=9)  # seconds for an image, between notes

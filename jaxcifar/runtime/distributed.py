@@ -3,24 +3,26 @@
 import logging
 import os
 import sys
-from contextlib import suppress
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxcifar.errors import UserError, one_line
+from jaxcifar.runtime import console
 
 WAIT_SECONDS = 60  # for the other processes of a run
 
 
-def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Connect to the other processes of a run, or raise ``UserError``; call it before JAX computes.
 
-    ``coordinator`` is ``HOST:PORT`` of process 0, or ``auto`` for the cluster's environment.
+    ``coordinator`` is ``HOST:PORT`` of process 0, ``auto`` for the cluster's environment, or None
+    for a run of one process.
     """
-    if jax.distributed.is_initialized():
+    if coordinator is None or jax.distributed.is_initialized():
         return
     jax.config.update("jax_enable_preemption_service", False)  # the loop handles signals itself
     _keep_stdout_to_python()
@@ -55,12 +57,18 @@ def agreed(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def leave(error: Exception) -> NoReturn:
-    """End this process at once, because another one of the run is gone."""
-    problem = f"another process of the run has ended ({one_line(str(error))[:200]})"
-    advice = "start all of them again with --resume"
-    print(f"jaxcifar: error: {problem}: {advice}", file=sys.stderr, flush=True)
-    os._exit(2)
+@contextmanager
+def watching() -> Iterator[None]:
+    """End this process at once if another one of the run is gone, or does not come."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        problem = f"another process of the run has ended or is late ({one_line(str(error))[:200]})"
+        advice = "start all of them again with --resume"
+        print(f"jaxcifar: error: {problem}: {advice}", file=sys.stderr, flush=True)
+        os._exit(2)
 
 
 def _keep_stdout_to_python() -> None:
@@ -68,5 +76,6 @@ def _keep_stdout_to_python() -> None:
     with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:  # a notebook has no file
         if sys.stdout.fileno() == 1:
             sys.stdout.flush()
-            sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+            copy = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+            sys.stdout = console.forgiving(copy)
             os.dup2(nowhere.fileno(), 1)

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 
+import jax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ fuzz = settings(
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     """Run a command in an empty folder; return its exit code, stdout and stderr."""
-    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(cli.console, "catch_signals", lambda: None)
     monkeypatch.setattr(logging.getLogger("jaxcifar"), "propagate", True)  # restored after a test
     monkeypatch.chdir(tmp_path)
 
@@ -109,6 +110,31 @@ def test_warnings_and_notes_of_a_command_are_lines_on_stderr(run, monkeypatch):
     monkeypatch.setattr(train, "main", main)
     notes = "took this?[31m\nWarning: beware\n"
     assert run("train") == (0, "a path ?[2Jof two\nlines\n", notes)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9")],
+)
+def test_want_of_memory_is_said_with_a_smaller_batch(error, run, monkeypatch):
+    def main(config):
+        try:
+            raise error
+        except Exception as cause:
+            raise UserError("is no whole checkpoint") from cause
+
+    monkeypatch.setattr(train, "main", main)
+    code, _, line = run("train", "--batch-size", "64")
+    assert (code, line.count("\n")) == (2, 1)
+    assert "not enough memory for --batch-size 64: try 32" in line
+
+
+def test_a_reader_that_has_enough_is_no_error(run, monkeypatch):
+    def main(config):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(train, "main", main)
+    assert run("train") == (0, "", "")
 
 
 def test_help_lists_the_commands_and_every_option(run):

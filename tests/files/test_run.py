@@ -1,9 +1,17 @@
 """The directory of a run: its lock, its metrics, and whose it is."""
 
+import contextlib
 import dataclasses
+import errno
+import json
+import math
+import os
 import subprocess
 import sys
+from pathlib import Path
+from unittest.mock import Mock
 
+import filelock
 import pytest
 
 from jaxcifar import TrainConfig, UserError
@@ -70,3 +78,101 @@ def test_options_are_read_once_by_a_resumed_command(tmp_path):
     assert RunDirectory(tmp_path).read_environment() == {"devices": "1 x cpu"}
     flags = {"resume": True, "workdir": str(tmp_path), "epochs": 5}
     assert TrainConfig.from_flags(flags) == dataclasses.replace(saved, **flags)
+
+
+def test_runs_of_one_second_have_a_directory_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory.for_run(TrainConfig(dataset="digits", model="nets/my.py:Net"))
+    assert run.path.parent == Path("runs")
+    with run.locked() as first, run.locked() as second:
+        assert first.path == run.path
+        assert second.path == Path(f"{run.path}-2")
+        assert first.path.is_dir()
+        assert second.path.is_dir()
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_failed_start_leaves_nothing_behind(exists, tmp_path):
+    path = tmp_path / "runs" / "run"
+    if exists:
+        path.mkdir(parents=True)
+
+    def fail(*losses):
+        with RunDirectory(path).locked() as run:
+            run.write_config(TrainConfig(), {})
+            with contextlib.closing(run.open_metrics(0)) as writer:
+                for loss in losses:
+                    writer.write(1, "train", loss=loss)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.exists() == path.parent.exists() == exists
+    with pytest.raises(KeyboardInterrupt):
+        fail(1.0)
+    assert RunDirectory(path).read_metrics() == [{"step": 1, "split": "train", "loss": 1.0}]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError()]
+)
+def test_a_file_system_without_locks_is_said(error, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(filelock.FileLock, "acquire", Mock(side_effect=error))
+    with RunDirectory(tmp_path).locked():
+        assert "cannot be locked: start no other run in it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["lock", "metrics.jsonl", "report", "report/curves.png", "checkpoints"]
+)
+def test_a_link_that_leads_out_of_a_run_is_refused(name, tmp_path):
+    (path := tmp_path / "run" / name).parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "outside")
+    with (
+        pytest.raises(UserError, match=f"{name} is a link"),
+        RunDirectory(tmp_path / "run").locked(),
+    ):
+        pass
+    assert not (tmp_path / "outside").exists()
+
+
+ODD = [
+    b"",
+    b"[1]",
+    b"null",
+    b"\xff",
+    b"[" * 10**5,
+    b'{"learning_rate": "fast"}',
+    b'{"dataset": 5}',
+    b'{"learning_rate": 1%s}' % (b"0" * 400),
+    b'{"epochs": 1%s}' % (b"0" * 400),
+    b'{"epochs": 1%s}' % (b"0" * 5000),
+    b'{"data_dir": "a\\u0000"}',
+    b'{"learning_rate": NaN}',
+    b'{"model": null}',
+    b'{"nothing": 1}',
+]
+
+
+@pytest.mark.parametrize("content", [*ODD, None], ids=lambda odd: str(odd)[:30])
+def test_files_of_a_run_that_do_not_fit_are_said_in_a_line(content, tmp_path, caplog):
+    for name in ("config.json", "environment.json", METRICS_FILE):
+        if content is None:
+            os.mkfifo(tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(content)
+    run = RunDirectory(tmp_path)
+    with pytest.raises(UserError, match=r"config\.json is not a saved training configuration"):
+        run.read_config()
+    assert all(isinstance(text, str) for text in run.read_environment().values())
+    with contextlib.suppress(UserError):
+        assert run.read_metrics() == []
+        assert (METRICS_FILE in caplog.text) == (content != b"")
+
+
+def test_odd_values_of_records_are_left_out(tmp_path):
+    records = [{"step": 1, "split": "train", "loss": math.inf, "note": "x", "n": 10**400}]
+    records += [{"step": None, "split": "val"}, {"step": True, "split": "val"}, {"step": 2}]
+    (tmp_path / METRICS_FILE).write_text("\n".join(map(json.dumps, records)))
+    expected = [{"step": 1, "split": "train", "loss": math.inf}]
+    assert RunDirectory(tmp_path).read_metrics() == expected

@@ -21,12 +21,13 @@ MAY_IMPORT = {
     "reporting": "files data core config errors",
     "porting": "files data core errors",
     "runtime.memory": "",
-    "runtime": "runtime.memory reporting files data core config errors",
-    "cli": "runtime.memory config errors jaxcifar",
+    "runtime.console": "",
+    "runtime": "runtime.memory runtime.console reporting files data core config errors",
+    "cli": "runtime.memory runtime.console config errors jaxcifar",
     "__main__": "cli",
     "jaxcifar": "train core config errors",  # the public names, lazily
 }
-BELOW_COMMANDS = "evaluate report runtime.memory runtime reporting porting files data core config"
+BELOW_COMMANDS = "evaluate report runtime reporting porting files data core config"
 MAY_IMPORT |= dict.fromkeys(COMMANDS, f"{BELOW_COMMANDS} errors")
 MAY_IMPORT_TORCH = ("jaxcifar/files/torch_files.py", "jaxcifar/porting/")
 

@@ -4,9 +4,11 @@ import os
 import platform
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
+from jaxcifar import UserError
 from jaxcifar.runtime import memory, process
 
 
@@ -15,6 +17,7 @@ def test_freed_memory_is_kept():
     """100 MB allocated again and again: no page is fetched twice."""
     code = """
 import resource
+from jaxcifar import UserError
 from jaxcifar.runtime import memory
 memory.share_one_arena()
 import numpy as np
@@ -55,11 +58,11 @@ print(jax.config.jax_compilation_cache_dir)
 """
 
 
-def cache_with(**variables):
+def cache_with(code=CACHE, **variables):
     """The cache that a fresh process uses under these environment variables."""
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"JAX_PLATFORMS": "cpu"} | {k: str(v) for k, v in variables.items()}
-    command = [sys.executable, "-c", CACHE]
+    command = [sys.executable, "-c", code]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert run.stderr == ""
     return run.stdout.strip()
@@ -73,6 +76,17 @@ def test_programs_are_kept_in_the_users_cache(tmp_path):
     assert cache_with(XDG_CACHE_HOME=tmp_path) == path
 
 
+def test_a_damaged_program_is_replaced(tmp_path):
+    again = """
+paths = list(process.Path(jax.config.jax_compilation_cache_dir).glob("*-cache"))
+[path.write_bytes(path.read_bytes()[:9]) for path in paths]
+jax.clear_caches()
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((9, 9)))
+assert max(path.stat().st_size for path in paths if path.exists()) > 9
+"""
+    cache_with(CACHE + again, XDG_CACHE_HOME=tmp_path)
+
+
 def test_a_cache_that_is_set_stays(tmp_path):
     own, other = tmp_path / "own", tmp_path / "other"
     assert cache_with(XDG_CACHE_HOME=other, JAX_COMPILATION_CACHE_DIR=own) == str(own)
@@ -82,3 +96,18 @@ def test_a_cache_that_is_set_stays(tmp_path):
 def test_no_place_means_no_cache_and_no_error(tmp_path):
     (tmp_path / "file").write_text("")
     assert cache_with(XDG_CACHE_HOME=tmp_path / "file") == "None"
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no backend"), ImportError("x")])
+def test_without_a_device_the_variable_is_named(error, monkeypatch):
+    monkeypatch.setattr(process.jax, "devices", Mock(side_effect=error))
+    with pytest.raises(UserError, match=r"JAX_PLATFORMS=cpu \((AssertionError|no backend|x)\)"):
+        process.start()
+
+
+def test_without_a_home_there_is_no_cache(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(process.os.path, "expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    process.keep_programs()
+    assert not list(tmp_path.iterdir())
