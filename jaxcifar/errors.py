@@ -14,7 +14,8 @@ class UserError(ValueError):
 
 
 def one_line(text: str) -> str:
-    """Return the text in one line that a terminal can show."""
+    """Return the text in one line that a terminal can show, without the middle of a long one."""
+    text = text if len(text) <= 2000 else f"{text[:1500]} ... {text[-400:]}"
     return printable(re.sub(r"\s*\n\s*", " ", text.strip()))
 
 

@@ -127,7 +127,12 @@ def _compare(config: PortConfig, loaded: weights.Weights) -> dict[str, Any] | No
     if unseen := sorted(layers - names):
         print(f"not compared, as torch does not call them as layers: {', '.join(unseen)}")
     if not rows[-1].largest:
-        log.warning("no logit is finite and not 0: the comparison proves little")
+        log.warning("all logits are 0: the comparison proves little")
+    if infinite := [row.name for row in rows if not math.isfinite(row.largest)]:
+        advice = "train again, or port it with --no-verify"
+        raise UserError(
+            f"in torch, {infinite[0]} gives NaN or infinity: nothing was written; {advice}"
+        )
     if bad := [row for row in rows if not row.equal]:
         worst = max(bad, key=lambda row: row.relative)
         problem = f"{len(bad)} of {len(rows)} outputs differ from torch's, first {bad[0].name}"

@@ -16,6 +16,7 @@ from jaxcifar.errors import UserError, did_you_mean
 
 REQUIRED: Any = dataclasses.MISSING
 SAVED_BYTES = 2**28  # at most, of a text in a run's directory
+URL = re.compile(r"(folder:)?[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -54,6 +55,9 @@ class Options:
             elif not _is_instance(value, kind):
                 names = ", ".join(choices(kind))
                 self.reject(field.name, f"one of {names}" if names else KINDS.get(kind, "a list"))
+            texts = value if isinstance(value, list | tuple) else (value,)
+            if kind in (str, tuple[str, ...]) and any(map(URL.match, texts)):
+                self.reject(field.name, "a path on this machine (mount or copy the rest)")
             if limits and not limits.contains(value):
                 self.reject(field.name, limits.description)
 

@@ -1,12 +1,24 @@
 """Output files and folders: checked before any work, and replaced only when they are complete."""
 
+import errno
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from jaxcifar.errors import UserError
+
+NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+
+def check_regular(path: Path, limit: int = sys.maxsize) -> None:
+    """Refuse what is there and neither folder nor file, such as a device, or a too large file."""
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise UserError(f"{path} is no regular file: copy its content to one")
+    if path.is_file() and path.stat().st_size > limit:
+        raise UserError(f"{path} is larger than {limit} bytes: copy the right file")
 
 
 def check_output(path: Path, *, source: Path, force: bool, checkpoint: bool = False) -> None:
@@ -17,6 +29,10 @@ def check_output(path: Path, *, source: Path, force: bool, checkpoint: bool = Fa
         raise UserError(f"{path} is the input itself, or contains it: choose another name")
     if os.path.lexists(path) and not force:
         raise UserError(f"{path} exists already: choose another name, or --force to replace it")
+    if path.is_symlink():
+        raise UserError(f"{path} is a symbolic link: give {path.resolve()} itself, or remove it")
+    if os.path.lexists(path) and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is no regular file: choose another name")
     if path.is_dir() and not (checkpoint and (path / "_CHECKPOINT_METADATA").exists()):
         raise UserError(f"{path} is a folder and no checkpoint: choose a name inside it")
 
@@ -31,7 +47,13 @@ def replacing(target: Path) -> Iterator[Path]:
         raise UserError(f"{problem}: choose another folder") from error
     with folder as name:
         new, old = Path(name) / f"new{target.suffix}", Path(name) / "old"
-        yield new
+        try:
+            yield new
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            problem = f"{target} could not be written ({error.strerror})"
+            raise UserError(f"{problem}: free some space, or choose another folder") from error
         if os.path.lexists(target) and (target.is_dir() or new.is_dir()):
             target.rename(old)  # only files can be replaced in one step
         try:

@@ -1,9 +1,15 @@
 """The checkpoints of a run, with Orbax: the state, the epoch's running sums, the options."""
 
+import dataclasses
+import json
 import logging
+import math
+import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +18,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from jaxcifar.config.train import TrainConfig
 from jaxcifar.core.state import TrainState
 from jaxcifar.core.steps import Metrics
 from jaxcifar.errors import UserError, one_line
+from jaxcifar.files import atomic
 from jaxcifar.files.digest import digest
 
 log = logging.getLogger(__name__)
 VAL_ACCURACY = "val_accuracy"
 DIGEST = "sha256_of_values"  # in a checkpoint's metadata
+METADATA_FILE = "_CHECKPOINT_METADATA"
+MAX_TEXT = 2**26  # bytes of metadata
 
 
 class Checkpoints(AbstractContextManager["Checkpoints"]):
@@ -28,17 +38,23 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
     def __init__(self, directory: str | Path, *, keep: int) -> None:
         for name in ("absl", "asyncio"):  # Orbax and its threads log there what we say in a line
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        self.directory, self._keep = Path(directory).absolute(), keep
+
+    @cached_property
+    def _checkpointer(self) -> ocp.training.Checkpointer:
+        """Orbax's, which must not see a corrupt checkpoint."""
         policies = ocp.training.preservation_policies
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics[VAL_ACCURACY],
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        self.directory = Path(directory).absolute()
-        self._checkpointer = ocp.training.Checkpointer(
+        return ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(self._keep), best]
+            ),
             cleanup_tmp_directories=True,
         )
 
@@ -89,26 +105,30 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
 
         Corrupt ones are moved to ``damaged-STEP``; raises ``UserError`` if none is intact.
         """
-        corrupt: list[tuple[int, str]] = []
-        for step in reversed(self.steps):
+        tree, start, corrupt = None, 0, dict[int, str]()
+        for step in sorted(_steps(self.directory), reverse=True):
             try:
-                tree = self._load(step, _tree(state, totals))
+                if tree is None:
+                    tree, start = self._load(step, _tree(state, totals)), step
+                else:
+                    read_info(self.directory / str(step))  # which Orbax reads, too
             except Exception as error:  # whatever Orbax raises on bad bytes or shapes
-                corrupt.append((step, one_line(str(error))[:120]))
-                continue
-            for number, reason in corrupt:
-                self._move_aside(number, reason)
-            if corrupt:
-                log.warning("resuming from step %d instead", step)
-            totals = tree.pop("totals")
-            return state.replace(**tree), totals
-        reasons = "; ".join(f"{step}: {reason}" for step, reason in corrupt)
-        problem = f"no checkpoint in {self.directory} can be read ({reasons})"
-        raise UserError(f"{problem}: restore one from a backup, or start in another --workdir")
+                corrupt[step] = one_line(str(error))[:120]
+        if tree is None:
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in corrupt.items())
+            problem = f"no checkpoint in {self.directory} can be read ({reasons})"
+            raise UserError(f"{problem}: restore one from a backup, or start in another --workdir")
+        for step, reason in corrupt.items():
+            self._move_aside(step, reason)
+        if corrupt:
+            log.warning("resuming from step %d", start)
+        totals = tree.pop("totals")
+        return state.replace(**tree), totals
 
     def _load(self, step: int, like: Any) -> Any:
-        expected = (self._checkpointer.metadata(step).custom_metadata or {}).get(DIGEST)
-        tree = self._checkpointer.load(step, like)
+        folder = self.directory / str(step)
+        expected = read_info(folder)[DIGEST]
+        tree = ocp.load(folder, like)
         if digest(tree) != expected:
             raise UserError("its values are not those that were saved")
         return tree
@@ -121,7 +141,6 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             shutil.rmtree(aside, ignore_errors=True)
             corrupt.rename(aside)
         multihost_utils.sync_global_devices("jaxcifar: corrupt checkpoint moved aside")
-        self._checkpointer.reload()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -139,18 +158,36 @@ def last_step(directory: str | Path) -> int | None:
     return max(_steps(directory), default=None)
 
 
+def read_info(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint of ours says of itself; raise ``ValueError`` if it is not whole."""
+    for path in folder.rglob("*"):
+        is_text = path.name.startswith(("_", "manifest"))
+        atomic.check_regular(path, MAX_TEXT if is_text else sys.maxsize)
+    try:
+        info = {**json.loads((folder / METADATA_FILE).read_text("utf-8"))["custom_metadata"]}
+        options = {field.name for field in dataclasses.fields(TrainConfig)}
+        TrainConfig(**{name: value for name, value in info.items() if name in options})
+        np.dtype([(key, name) for key, name in info.get("torch_dtypes", {}).items() if name])
+        texts = [info[DIGEST], *(info.get("class_names") or ())]
+        rate = info.get("learning_rate_of_torch") or 0
+        if not all(isinstance(text, str) for text in texts) or not 0 <= rate < math.inf:
+            raise ValueError("impossible values")
+    except Exception as error:  # it can be anything
+        raise ValueError(f"its metadata cannot be read: {error!r:.80}") from error
+    return {name: value for name, value in info.items() if (name, value) != ("class_names", None)}
+
+
 def read_metadata(directory: str | Path) -> dict[str, Any]:
     """Return the metadata of the newest checkpoint whose metadata can be read; empty if none."""
     for step in sorted(_steps(directory), reverse=True):
-        with suppress(Exception):  # a corrupt one is restore's to report
-            if metadata := ocp.metadata(Path(directory).absolute() / str(step)).custom_metadata:
-                return dict(metadata)
+        with suppress(ValueError):  # a corrupt one is restore's to report
+            return read_info(Path(directory).absolute() / str(step))
     return {}
 
 
 def _steps(directory: str | Path) -> list[int]:
-    paths = Path(directory).glob("*")
-    return [int(path.name) for path in paths if path.name.isdecimal() and path.is_dir()]
+    names = [path.name for path in Path(directory).glob("*") if path.is_dir()]
+    return [int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)]
 
 
 def _tree(state: TrainState, totals: Metrics) -> dict[str, Any]:

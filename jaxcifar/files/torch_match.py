@@ -15,7 +15,9 @@ import numpy as np
 from jaxcifar.errors import UserError, one_line
 from jaxcifar.files.torch_files import to_numpy
 
-WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}  # DataParallel, torch.compile
+# DataParallel, torch.compile, checkpointing, FSDP, Fabric; how a whole module is pickled.
+WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+WRAPPERS |= {"_forward_module", "_modules", "_parameters", "_buffers"}
 BATCHES = "num_batches_tracked"  # unknown to torch before 0.4.1; a count, and no weight
 COUNTERS = {BATCHES, "total_ops", "total_params", "n_averaged"}  # of profilers, of AveragedModel
 AVERAGE = re.compile(r"(?:^|[._])(?:ema|averaged?|swa|shadow)(?:[._]|$)", re.IGNORECASE)
@@ -40,7 +42,9 @@ class PortError(UserError):
         self.missing = {k: x.shape for k, x in expected.items() if k not in tensors.keys() | counts}
         self.unexpected = {k: tuple(x.shape) for k, x in tensors.items() if k not in expected}
         pairs = {k: (tuple(tensors[k].shape), expected[k].shape) for k in expected if k in tensors}
-        self.misshaped = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+        self.misshaped = {
+            key: pair for key, pair in pairs.items() if key not in counts and not fits(*pair)
+        }
         kinds: dict[str, Mapping[str, object]] = {"missing": self.missing}
         kinds["unexpected"] = self.unexpected
         kinds["of another shape"] = {
@@ -66,6 +70,11 @@ class PortError(UserError):
                 hint = f" (nearest: {near[0]}.{{{', '.join(others[near[0]])}}})" if near else ""
                 lines.append(f"{title} {module}.{{{', '.join(names)}}}{hint}")
         return "\n".join(map(one_line, lines))
+
+
+def fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether torch takes this shape; of one axis it takes the first value for none."""
+    return shape == expected or (not expected and len(shape) == 1 and shape[0] > 0)
 
 
 class Match(NamedTuple):
@@ -98,7 +107,9 @@ def match(
         copies = [p for p in whole if p.rstrip(".") == prefix.rstrip(".")]
     if whole and not copies:
         kind = f"copy {prefix}" if prefix is not None else "EMA copy" if ema else "other copy"
-        raise UserError(f"{source} has no {kind}, but {_list(whole)}: see --ema and --prefix")
+        raise UserError(
+            f"{source} has no {kind}, but {listed(whole)}: see jaxcifar port --ema and --prefix"
+        )
     if not copies:
         counts = Counter(prefix for name in needed for prefix in _prefixes(names, name))
         best = counts.most_common(1)[0][0] if counts else ""
@@ -107,12 +118,14 @@ def match(
         raise PortError(f"{source} {problem}", plain, inside)
     head = needed[-1].rpartition(".")[0]  # its shapes depend on the number of classes
     body = {n: expected[wanted[n]].shape for n in needed if n.rpartition(".")[0] != head}
-    fit = [p for p in copies if all(tensors[names[p + n]].shape == body[n] for n in body)]
+    fit = [p for p in copies if all(fits(tensors[names[p + n]].shape, body[n]) for n in body)]
     first, *others = sorted(fit or copies, key=len)
     for other in others:
-        pairs = [[tensors[names[p + n]] for p in (first, other)] for n in needed]
-        if not all(np.array_equal(*(to_numpy("", t) for t in pair)) for pair in pairs):
-            raise UserError(f"{source} has several copies, {_list(copies)}: choose with --prefix")
+        pairs = [[to_numpy(n, tensors[names[p + n]]) for p in (first, other)] for n in needed]
+        if not all(np.array_equal(one, two) for one, two in pairs):
+            raise UserError(
+                f"{source} has several copies, {listed(copies)}: choose with jaxcifar port --prefix"
+            )
     keys = {key: names[first + name] for name, key in wanted.items() if first + name in names}
     rest = {k: n.removeprefix(first) for n, k in names.items() if k not in {*keys.values()}}
     roots = {name.partition(".")[0] for name in wanted}
@@ -128,9 +141,9 @@ def match(
     if names[first + needed[0]] != needed[0]:
         notes.append(f"took the keys {names[first + needed[0]]} and so on")
     if left := [p for p in averages if p != first]:
-        notes.append(f"left {_list(left)}, an average of the weights: --ema takes that")
+        notes.append(f"left {listed(left)}, an average of the weights: --ema takes that")
     if left := [k for k, n in rest.items() if not any(k.startswith(p) for p in averages)]:
-        notes.append(f"left {_list(left)}")
+        notes.append(f"left {listed(left)}")
     if missing := [key for key in expected if key not in keys]:
         notes.append(f"{len(missing)} {BATCHES} are missing: taken as 0")
     return Match(keys, first in averages, notes)
@@ -156,6 +169,7 @@ def _by_module(keys: Iterable[str]) -> dict[str, list[str]]:
     return modules
 
 
-def _list(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Return the first names in one line."""
     names = [one_line(name).rstrip(".") or "the bare keys" for name in names]
     return ", ".join(names[:8] + [f"and {len(names) - 8} more"] * (len(names) > 8))

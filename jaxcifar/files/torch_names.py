@@ -4,7 +4,9 @@ The path of a leaf is its key: only its last name (``TORCH_NAMES``) and the orde
 (``TORCH_AXES``) are translated. Keys and shapes are checked before anything is mapped.
 """
 
+import logging
 import math
+import reprlib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -18,8 +20,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxcifar.core.models import INPUT_SHAPE, MODELS, abstract_variables
 from jaxcifar.errors import UserError
 from jaxcifar.files import networks, torch_files
-from jaxcifar.files.torch_match import Leaf, Leaves, Match, PortError, match
+from jaxcifar.files.torch_match import BATCHES, Leaf, Leaves, Match, PortError, listed, match
 
+log = logging.getLogger(__name__)
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: our axes in torch's order
 MAX_CLASSES = 100_000  # a file of a few bytes can claim a tensor that fills the memory
@@ -113,15 +116,42 @@ def to_flax(
     """
     expected = leaves(model, input_shape)
     expected = {k: leaf for k, leaf in expected.items() if only in (None, leaf.path[0])}
-    keys = match(tensors, expected, "this is", "not the model's state dict").keys
-    tensors = {key: tensors[name] for key, name in keys.items()}
-    check("not the model's state dict", expected, tensors)
-    tree = {}
+    if not isinstance(tensors, Mapping):
+        raise UserError(f"a {type(tensors).__name__} is no state dict: pass model.state_dict()")
+    flat, _ = torch_files.flatten(tensors, "the state dict")
+    keys = match(flat, expected, "the state dict", "is not the model's").keys
+    tensors = {key: flat[name] for key, name in keys.items()}
+    check("the state dict is not the model's", expected, tensors)
+    arrays, tree = to_arrays(tensors, expected, "the state dict"), {}
     for key, leaf in expected.items():
-        array = np.asarray(torch_files.to_numpy(key, tensors.get(key, np.zeros((), leaf.dtype))))
+        array = arrays.get(key, np.zeros((), leaf.dtype))
         ours = array.transpose(np.argsort(TORCH_AXES[len(leaf.shape)]))
         tree[leaf.path] = cast(key, ours, leaf.dtype)
     return unflatten_dict(tree)
+
+
+def to_arrays(tensors: Mapping[str, Any], expected: Leaves, source: object) -> dict[str, Any]:
+    """Return tensors of fitting shapes as numpy arrays that are exact in the model's dtypes.
+
+    Others are cast as ``load_state_dict`` does, or left out if they are counts; that is logged.
+    """
+    arrays, rounded, unknown = {}, list[str](), list[str]()
+    for key, tensor in tensors.items():
+        array, leaf = torch_files.to_numpy(key, tensor), expected[key]
+        array = array[0, ...] if not leaf.shape and array.ndim == 1 and len(array) else array
+        result, exact = _convert(array, leaf.dtype)
+        if exact and array.shape == leaf.shape:
+            arrays[key] = array
+        elif key.endswith(BATCHES):
+            unknown.append(key)
+        else:
+            arrays[key] = result
+            rounded.append(f"{key} ({array.dtype})")
+    if rounded:
+        log.info("%s: rounded to the model's dtypes, as in torch: %s", source, listed(rounded))
+    if unknown:
+        log.info("%s: no counts, taken as 0: %s", source, listed(unknown))
+    return arrays
 
 
 def to_torch(
@@ -167,8 +197,11 @@ def adam_to_flax(optimizer: Any, model: nn.Module) -> tuple[optax.ScaleByAdamSta
     groups, states = optimizer["param_groups"], optimizer["state"]
     for name, expected in ADAM.items():
         for value in (group.get(name, expected) for group in groups):
-            if not np.array_equal(value, expected):
-                raise UserError(f"the optimizer has {name} {value}, training has {expected}")
+            values = value if isinstance(value, list | tuple) else ()
+            nested = any(isinstance(each, list | tuple) for each in values)  # may hold itself
+            if nested or not np.array_equal(value, expected):
+                found = f"{name} {reprlib.repr(value):.80}"
+                raise UserError(f"the optimizer has {found}, training has {expected}")
     keys = [key for key, leaf in leaves(model).items() if leaf.path[0] == "params"]
     indices = [index for group in groups for index in group["params"]]
     if len(indices) != len(keys) or set(states) != set(indices):
@@ -196,16 +229,22 @@ def adam_to_flax(optimizer: Any, model: nn.Module) -> tuple[optax.ScaleByAdamSta
 
 def cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return the same values in another dtype, C-contiguous; raise ``UserError`` if one changes."""
-    kinds = [jnp.issubdtype(kind, np.floating) for kind in (array.dtype, dtype)]
-    if kinds[0] == kinds[1] and array.dtype.kind != "c":
-        with np.errstate(all="ignore"):  # what overflows is not exact
-            if {array.dtype.name, dtype.name} == {"bfloat16", "float32"}:
-                # These differ by 16 bits; astype would lose a NaN's payload.
-                bits = array.view(f"u{array.itemsize}").astype("u4", order="C")
-                bits = bits << 16 if dtype == np.float32 else bits >> 16
-                result = bits.astype(f"u{dtype.itemsize}").view(dtype)
-            else:
-                result = array.astype(dtype, order="C")
-            if np.array_equal(result, array, equal_nan=True):
-                return result
-    raise UserError(f"{key} is {array.dtype} and not exact in {dtype}: convert it with torch")
+    result, exact = _convert(array, dtype)
+    if not exact:
+        raise UserError(f"{key} is {array.dtype} and not exact in {dtype}: convert it with torch")
+    return result
+
+
+def _convert(array: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, bool]:
+    """Return an array in another dtype, C-contiguous, and whether all values are the same."""
+    real = array.real if array.dtype.kind == "c" else array
+    with np.errstate(all="ignore"):  # what overflows is not exact
+        if {array.dtype.name, dtype.name} == {"bfloat16", "float32"}:
+            # These differ by 16 bits; astype would lose a NaN's payload.
+            bits = array.view(f"u{array.itemsize}").astype("u4", order="C")
+            bits = bits << 16 if dtype == np.float32 else bits >> 16
+            result = bits.astype(f"u{dtype.itemsize}").view(dtype)
+        else:
+            result = real.astype(dtype, order="C")
+        same = np.array_equal(result.astype(real.dtype), real, equal_nan=True)
+    return result, same and real is array

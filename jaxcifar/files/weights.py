@@ -20,7 +20,7 @@ from jaxcifar.core.models import INPUT_SHAPE
 from jaxcifar.core.state import TrainState, short_repr, state_from
 from jaxcifar.errors import UserError, difference, one_line
 from jaxcifar.files import networks, torch_files, torch_names
-from jaxcifar.files.checkpoints import DIGEST, last_step
+from jaxcifar.files.checkpoints import DIGEST, METADATA_FILE, last_step, read_info
 from jaxcifar.files.digest import digest
 from jaxcifar.files.run import weights_path
 
@@ -90,9 +90,10 @@ def load(
     for note in found.notes:
         log.info("%s: %s", path, note)
     network = networks.create(name, num_classes=num_classes)
+    leaves = torch_names.leaves(network, input_shape)
     try:
-        keys = found.keys.items()
-        arrays = {key: torch_files.to_numpy(name, tensors[name]) for key, name in keys}
+        copy = {key: tensors[name] for key, name in found.keys.items()}
+        arrays = torch_names.to_arrays(copy, leaves, path)
         variables = torch_names.to_flax(arrays, network, input_shape=input_shape)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -110,8 +111,8 @@ def load(
             reason = error if isinstance(error, UserError) else f"it is malformed ({error!r:.80})"
             log.warning("%s: left the optimizer: %s", path, reason)
     dtypes = {key: array.dtype.name for key, array in arrays.items()}
-    dtypes |= dict.fromkeys(torch_names.leaves(network, input_shape).keys() - arrays.keys(), "")
-    unusual = {k: dtype for k, dtype in dtypes.items() if dtype not in torch_files.USUAL_DTYPES}
+    usual = {k: "int64" if x.dtype.kind == "i" else "float32" for k, x in leaves.items()}
+    unusual = {key: dtypes.get(key, "") for key in usual if dtypes.get(key, "") != usual[key]}
     return Weights(
         *(name, num_classes, variables, adam, rate, info.get("torch_dtypes", unusual)),
         dataset=info.get("dataset"),
@@ -157,7 +158,8 @@ def write(path: str | Path, weights: Weights, format: Format, metadata: Mapping[
     except UserError:
         raise
     except Exception as error:  # a full disk raises another exception in each library
-        raise UserError(f"{path.parent} cannot be written to: {error}") from error
+        advice = "free some space, or choose another folder"
+        raise UserError(f"the weights could not be written ({error!s:.150}): {advice}") from error
 
 
 def to_torch(weights: Weights) -> dict[str, np.ndarray]:
@@ -175,25 +177,25 @@ def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]
     parent = run if run.is_dir() else path.absolute()
     step = last_step(parent)
     folder = parent if step is None else parent / str(step)
-    if not (folder / "_CHECKPOINT_METADATA").exists():
+    if step is None and not (folder / METADATA_FILE).exists():
         raise UserError(f"{path} holds no checkpoint: give a run's folder or a checkpoint")
     try:
+        info = read_info(folder)
         for manifest in folder.glob("*/manifest.ocdbt"):  # Orbax reports each bad read with noise
             base = f"{manifest.parent.as_uri()}/"
             store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
             if not all(store.read(key).result().value for key in store.list().result()):
                 raise ValueError("a file is missing")
-        metadata = ocp.metadata(folder)
-        empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata.metadata)
-        tree, info = ocp.load(folder, empty), dict(metadata.custom_metadata or {})
-        if info.get(DIGEST) != digest(tree) or not isinstance(info["model"], str):
+        leaves = ocp.metadata(folder).metadata
+        tree = ocp.load(folder, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), leaves))
+        if info[DIGEST] != digest(tree):
             raise ValueError("its values do not have the digest of its metadata")
         arrays = torch_names.torch_view(
             {name: tree.get(name, {}) for name in ("params", "batch_stats")}
         )
         adam = optax.ScaleByAdamState(**tree["opt_state"][0]) if "opt_state" in tree else None
     except Exception as error:  # whatever tensorstore and Orbax raise on bad bytes
-        problem = f"is no whole checkpoint ({error!r:.99}): copy it again"
+        problem = f"is no whole checkpoint ({str(error) or repr(error):.150}): copy it again"
         raise UserError(f"{folder} {problem}") from error
     return arrays, adam, info
 

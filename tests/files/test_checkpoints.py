@@ -66,6 +66,12 @@ DAMAGE = {
     "flipped bit": lambda path: flip_a_bit(largest(path)),
     "missing file": lambda path: largest(path).unlink(),
     "empty metadata": lambda path: (path / "_CHECKPOINT_METADATA").write_text("{}"),
+    "deep metadata": lambda path: (path / "_CHECKPOINT_METADATA").write_text("[" * 100_000),
+    "device": lambda path: (
+        largest(path).unlink(),
+        (path / "state/d").rename(path / "d"),
+        (path / "state/d").symlink_to("/dev/zero"),
+    ),
 }
 each_damage = pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 

@@ -61,7 +61,7 @@ def port(*arguments):
 def listing():
     """Every name in the folder, hidden ones too, and what tells whether a file was touched."""
     return {
-        str(path): path.is_dir() or (path.stat().st_mtime_ns, sha256(path))
+        str(path): not path.is_file() or (path.stat().st_mtime_ns, sha256(path))
         for path in Path().rglob("*")
     }
 

@@ -4,6 +4,7 @@ An optimizer beside the weights is taken if training can continue it, else left.
 """
 
 import argparse
+import functools
 import json
 from collections import deque
 from datetime import datetime
@@ -86,6 +87,7 @@ def prefixed(prefixes):
 
 NUMBER, AVERAGES, HALF = torch.tensor(0.5), files.hollow(shift=0.5), cast(VGG, torch.float16)
 DOUBLE = VGG | {FIRST: VGG[FIRST].double()}  # exact in float32
+THIRD = torch.tensor(1 / 3, dtype=torch.float64).expand(VGG[FIRST].shape)
 HEAD = {"fc.weight": NUMBER.expand(100, 1024), "fc.bias": NUMBER.expand(100)}
 HUNDRED = files.hollow("resnet50_layer4") | HEAD
 NAMES = ["state_dict", "model_state_dict", "model", "net"]
@@ -115,6 +117,9 @@ COUNT = "classifier.2.num_batches_tracked"
 UNCOUNTED = {key: tensor for key, tensor in VGG.items() if key != COUNT}
 TAKEN = [  # the content, what is read, and what is printed
     (DOUBLE, DOUBLE, ["float64"]),
+    (VGG | {FIRST: THIRD}, VGG | {FIRST: THIRD.float()}, [f"as in torch: {FIRST} (float64)\n"]),
+    (VGG | {COUNT: torch.tensor([7.0])}, VGG | {COUNT: torch.tensor(7.0)}, ["float32"]),
+    (VGG | {COUNT: torch.tensor(2**40)}, UNCOUNTED, [f"no counts, taken as 0: {COUNT}\n"]),
     (HALF, HALF, ["took 34 tensors of float16 into the model's dtypes"]),
     (UNCOUNTED, UNCOUNTED, ["1 num_batches_tracked are missing: taken as 0"]),
     (HUNDRED, HUNDRED, ["resnet50_layer4 with 100 classes"]),
@@ -167,6 +172,7 @@ def test_adams_state_arrives(capsys):
 
 
 MOMENTUM = {"momentum_buffer": torch.zeros(1)}  # of SGD
+NESTED = functools.reduce(lambda inner, _: [inner, inner], range(40), 0)  # 2**40 numbers
 NUMBERS = {"step": 1, "exp_avg": 0, "exp_avg_sq": 0}
 
 
@@ -181,7 +187,7 @@ NUMBERS = {"step": 1, "exp_avg": 0, "exp_avg_sq": 0}
         (hollow_adam(step=float("nan")), "step"),
         (hollow_adam(step=1e12), "step"),
         (hollow_adam(lr=10**400), ""),
-        (hollow_adam(torch.tensor(1 / 3, dtype=torch.float64)), "is float64"),
+        (hollow_adam(betas=NESTED), "has betas [[["),
         (hollow_adam(count=31), "a state for 31 of 32 parameters"),
         (hollow_adam() | {"param_groups": [{}]}, ""),
         (hollow_adam() | {"param_groups": [1]}, ""),

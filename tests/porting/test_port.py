@@ -80,6 +80,8 @@ def file():
         ("other --force", "other is a folder and no checkpoint"),
         ("runs/in.ckpt --force", "runs/in.ckpt is the input itself"),
         ("link.ckpt --force", "link.ckpt is the input itself"),
+        ("dangling.ckpt --force", "dangling.ckpt is a symbolic link: give"),
+        ("new --report pipe --force", "pipe is no regular file"),
         ("runs --force", "runs is the input itself"),
         ("new --report runs/in.ckpt --force", "runs/in.ckpt is the input itself"),
         ("new --report new --force", "cannot be the output and the report"),
@@ -89,6 +91,8 @@ def test_a_bad_place_is_refused_before_anything_is_written(file, argv, words):
     Path("out.ckpt").write_bytes(b"mine")
     Path("other").mkdir()
     Path("link.ckpt").symlink_to(file)
+    Path("dangling.ckpt").symlink_to("nowhere")
+    os.mkfifo("pipe")
     assert words in refused(file, *argv.split(), "--no-verify")
 
 
@@ -128,7 +132,9 @@ def test_a_weight_that_is_not_finite_is_named_and_kept(capsys, modules):
     bias = torch.tensor([float("nan"), float("inf"), *range(8)])
     state_dict = modules["vgg16"].state_dict() | {"classifier.5.bias": bias}
     torch.save(state_dict, "in.ckpt")
-    port("in.ckpt", "out.ckpt", "--report", "report.json")
+    assert "in torch, classifier.5 gives NaN or infinity" in refused("in.ckpt", "out.ckpt")
+    capsys.readouterr()
+    port("in.ckpt", "out.ckpt", "--report", "report.json", "--no-verify")
     error = capsys.readouterr().err
     assert error == "Warning: in.ckpt: not all finite: classifier.5.bias\n"
     assert_equal(state_dict, torch.load("out.ckpt"))

@@ -48,21 +48,21 @@ OTHER = {"conv1.weight": NUMBER.expand(64, 3, 7, 7), "fc.bias": NUMBER.expand(10
 SEVERAL = {key: value for key, value in VGG.items() if key != "features.2.bias"}
 SEVERAL |= {FIRST: torch.zeros(64, 3, 5, 5), "features.99.bias": torch.zeros(7)}
 CONTENTS = [
-    (torch.nn.Linear(1, 1), "linear.Linear", "save model.state_dict() alone"),
+    (torch.nn.Linear(1, 1), "is no known model", "unexpected: weight (1, 1)"),
     (OTHER, "is no known model; the nearest is", " unexpected: conv1.weight (64, 3, 7, 7)"),
     (SEVERAL, "in.ckpt is no known model; the nearest is vgg16: 1 missing: features.2.bias (64,)"),
     (VGG | {"features.99.x": NUMBER.expand(10**10)}, "1 unexpected: features.99.x (10000000000,)"),
-    ({"a": VGG, "b": files.hollow(shift=1)}, "has several copies, a, b: choose with --prefix"),
+    (
+        {"a": VGG, "b": files.hollow(shift=1)},
+        "has several copies, a, b: choose with jaxcifar port --prefix",
+    ),
     (VGG | HEAD, "10000000000 classes"),
     (LOOP, "holds no state dict"),
-    (VGG | {FIRST: torch.full(SHAPE, 1 / 3, dtype=torch.float64)}, f"{FIRST} is float64"),
-    (VGG | {FIRST: torch.zeros(SHAPE, dtype=torch.int8)}, f"{FIRST} is int8"),
-    (VGG | {FIRST: torch.zeros(SHAPE, dtype=torch.complex64)}, f"{FIRST} is complex64"),
     (VGG | {FIRST: torch.zeros(SHAPE).to_sparse()}, f"{FIRST} is sparse"),
     (VGG | {FIRST: torch.zeros(SHAPE, device="meta")}, f"{FIRST} is", "meta"),
-    ([1], "holds a builtins.list"),
+    ([1], "holds no state dict, but a builtins.list"),
     ({}, "holds no state dict"),
-    ({"epoch": 1, "loss": 0.5}, "holds no state dict: its entries are epoch, loss"),
+    ({"epoch": 1, "loss": 0.5}, "holds no state dict, but epoch, loss"),
 ]
 ASKED = [
     (VGG, "--ema", "in.ckpt has no EMA copy, but the bare keys"),
@@ -132,7 +132,7 @@ BYTES = [
     (b"PK\x03\x04" + bytes(1000), "is damaged"),
     (b"\xff" * 7 + b'\x7f{"a":', "no whole safetensors file"),
     (with_pickle((b"}" + NAME) * DEPTH + b"}" + b"s" * DEPTH), UNWRAPPED),
-    (with_pickle(b"]" * DEPTH + b"a" * (DEPTH - 1)), "holds a builtins.list"),
+    (with_pickle(b"]" * DEPTH + b"a" * (DEPTH - 1)), "holds no state dict, but a builtins.list"),
     (with_pickle(b"})" + b"\x85" * DEPTH + b"K\x01s"), UNWRAPPED),  # tuples as a key
 ]
 
@@ -151,18 +151,10 @@ def test_a_file_without_tensors_is_refused(suffix, content, words):
 def test_other_files_that_cannot_be_read_are_refused():
     save_file({FIRST: torch.zeros(SHAPE).to(torch.float8_e4m3fn)}, "in.safetensors")
     Path("run.ckpt").mkdir()
-    torch.save(VGG, "stored.ckpt")
-    with (
-        zipfile.ZipFile("stored.ckpt") as stored,
-        zipfile.ZipFile("in.ckpt", "w", zipfile.ZIP_DEFLATED) as deflated,
-    ):
-        for name in stored.namelist():
-            deflated.writestr(name, stored.read(name))
     assert "none.ckpt" in refused("none.ckpt", "out", error=FileNotFoundError)
     assert "run.ckpt holds no checkpoint" in refused("run.ckpt", "out")
     assert "is for torch files" in refused("run.ckpt", "out", "--ema")
     assert "in.safetensors" in refused("in.safetensors", "out", "--no-verify")
-    assert "compressed zip" in refused("in.ckpt", "out")
 
 
 def peak_memory():
