@@ -3,6 +3,7 @@
 import io
 import logging
 import tempfile
+from importlib.util import find_spec
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def load(source: archives.Source, data_dir: Path, *, test_only: bool = False) ->
     infos = data_dir.glob(f"{source.name}/*/dataset_info.json")
     texts = ((info.parent, regular_file(info).read_text(errors="replace")) for info in infos)
     prepared = sorted(('"array_record"' in text, folder) for folder, text in texts)
+    if find_spec("array_record") is None:  # Windows has none
+        prepared = [each for each in prepared if not each[0]]
     path = archives.find(data_dir, source)
     if prepared and (prepared[-1][0] or path is None):
         return _read_prepared(prepared[-1][1], test_only)

@@ -2,7 +2,8 @@
 
 import base64
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from etils import epy
 
 with epy.lazy_imports():
     from matplotlib import figure as mpl
-    from matplotlib import ticker
+    from matplotlib import style, ticker
     from scipy import special
     from sklearn import metrics
 
@@ -21,6 +22,13 @@ PANELS = {
     "learning_rate": {"title": "learning rate", "yscale": "log"},
     "images_per_second": {"title": "images per second"},
 }
+
+
+@contextmanager
+def default_style() -> Iterator[None]:
+    """Draw without the user's settings, which can ask for LaTeX."""
+    with style.context("default"):
+        yield
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:

@@ -19,6 +19,7 @@ from jaxcifar.reporting import figures
 from jaxcifar.reporting.scores import confusions, score
 
 OUTPUTS_FILE = "test.npz"
+OUTPUTS_BYTES = 2**32  # at most, when it is unpacked
 
 
 class TestOutputs(NamedTuple):
@@ -51,14 +52,22 @@ def load_outputs(run: RunDirectory) -> TestOutputs | None:
     """Return the saved test outputs of a run, or None if they are missing or corrupt."""
     path = run.report_dir / OUTPUTS_FILE
     try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return None
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if sum(entry.file_size for entry in arrays.zip.filelist) > OUTPUTS_BYTES:
+                return None
             step, names, logits, labels, *mistakes = (arrays[n] for n in TestOutputs._fields)
         _ = score(logits, labels, names), logits[mistakes[0]]  # raises if an array does not fit
+        kinds = names.dtype.kind, mistakes[0].ndim, mistakes[1].dtype, mistakes[1].shape
+        if kinds != ("U", 1, np.uint8, (len(mistakes[0]), 32, 32, 3)):
+            return None
         return TestOutputs(int(step), names.tolist(), logits, labels, *mistakes)
     except Exception:  # whatever a file raises that was cut short or is of another version
         return None
 
 
+@figures.default_style()
 def write_report(
     runs: Sequence[RunDirectory], outputs: Sequence[TestOutputs], output: str | Path | None = None
 ) -> Path:

@@ -62,6 +62,7 @@ def catch_signals() -> None:
     for signum in stop_signals():
         signal.signal(signum, _interrupt)
     sys.unraisablehook = _raise_again
+    threading.excepthook = lambda thrown: None  # whoever waits for the thread says what failed
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -73,7 +74,7 @@ def _raise_again(lost: "sys.UnraisableHookArgs") -> None:
     """Repeat a signal whose exception fell into a callback, as of the garbage collector."""
     if isinstance(lost.exc_value, KeyboardInterrupt):
         threading.Timer(0.1, signal.raise_signal, lost.exc_value.args).start()
-    else:
+    elif threading.current_thread() is threading.main_thread():  # on a full disk, others have many
         sys.__unraisablehook__(lost)
 
 

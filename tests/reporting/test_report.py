@@ -1,10 +1,12 @@
 """The report of a run: files, numbers, and a page that a browser shows."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -107,6 +109,24 @@ def test_lost_or_corrupt_outputs_are_computed_again(damage, run, copy, few_digit
     assert "evaluating the checkpoint of step 8 on the test images" in caplog.text
     again, first = page.load_outputs(copy), page.load_outputs(RunDirectory(run.workdir))
     np.testing.assert_allclose(again.logits, first.logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mistakes", ["images", "class_names", "fifo"])
+def test_test_outputs_that_do_not_fit_are_no_outputs(mistakes, copy):
+    path = copy.report_dir / page.OUTPUTS_FILE
+    arrays = dict(np.load(path))
+    odd = {"images": arrays["images"][:, :3], "class_names": np.arange(len(arrays["class_names"]))}
+    path.unlink()
+    if mistakes == "fifo":
+        os.mkfifo(path)
+    else:
+        np.savez(path, **arrays | {mistakes: odd[mistakes]})
+    assert page.load_outputs(copy) is None
+
+
+def test_the_users_plots_may_want_latex(copy):
+    with matplotlib.rc_context({"text.usetex": True}):
+        assert report.make_report([copy.path]).exists()
 
 
 def test_several_runs_are_compared_in_one_page(run, tmp_path):

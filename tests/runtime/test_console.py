@@ -14,8 +14,8 @@ SLEEP = """
 import time
 from jaxcifar.runtime import console
 console.catch_signals()
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(60)
 except KeyboardInterrupt as interrupt:
     console.leave(128 + interrupt.args[0])

@@ -111,3 +111,36 @@ def test_without_a_home_there_is_no_cache(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     process.keep_programs()
     assert not list(tmp_path.iterdir())
+
+
+WINDOWS = """
+import os, pkgutil, signal, sys
+from importlib import import_module
+heavy = "filelock jax flax.linen optax orbax.checkpoint tensorboardX tensorstore sklearn.datasets"
+heavy += " matplotlib.figure PIL.Image tqdm safetensors scipy.special requests multiprocessing.pool"
+heavy += " jax.experimental.multihost_utils tensorflow_datasets tests.tiny"
+from orbax.checkpoint import v1
+[import_module(name) for name in heavy.split()]  # their own Windows is theirs
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "array_record"):
+    sys.modules[name] = None
+for module, names in ((signal, "SIGHUP SIGKILL SIGALRM"), (os, "geteuid getuid mkfifo O_NOFOLLOW")):
+    [delattr(module, name) for name in names.split()]
+sys.platform = "win32"
+import jaxcifar
+for module in pkgutil.walk_packages(jaxcifar.__path__, "jaxcifar."):
+    if not module.name.endswith("__main__"):
+        import_module(module.name)
+jaxcifar.cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_what_windows_lacks_is_not_needed(tmp_path):
+    """A Linux without it trains; Windows itself may still differ."""
+    options = (
+        "train --dataset digits --model tests.tiny:Tiny --batch-size 400 --no-report --workdir"
+    )
+    command = [sys.executable, "-c", WINDOWS, *options.split(), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Accuracy of the model on the test images" in done.stdout
