@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest \
     -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: train torch test test-fast test-distributed lint docs bench torture clean
+.PHONY: train torch test test-fast test-distributed lint docs results bench torture clean
 
 # A smoke test that works offline: trains on scikit-learn's digits and prints the accuracy.
 train: $(VENV)/.core
@@ -45,6 +45,10 @@ lint: $(VENV)/.dev
 # Builds the site in site/; warnings are errors. The variable silences a banner.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Makes the table and pictures of docs/results.md from the records in docs/results/.
+results: $(VENV)/.core
+	$(BIN)/python docs/results/make.py
 
 # Takes more than an hour; keep the machine idle meanwhile.
 bench: torch

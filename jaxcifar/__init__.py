@@ -9,6 +9,7 @@ with epy.lazy_api_imports(globals()):
     from jaxcifar.core.state import TrainState, create_state
     from jaxcifar.core.steps import Examples, loss_fn, train_step
     from jaxcifar.errors import UserError
+    from jaxcifar.files.weights import load as load_weights
     from jaxcifar.train import train_and_evaluate
 
 __version__ = "0.1.0"
@@ -19,6 +20,7 @@ __all__ = [
     "UserError",
     "create_model",
     "create_state",
+    "load_weights",
     "logits",
     "loss_fn",
     "train_and_evaluate",

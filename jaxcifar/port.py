@@ -23,9 +23,8 @@ from jaxcifar.config.commands import VERIFY_IMAGES, PortConfig
 from jaxcifar.core.augment import MEAN, STD, normalize
 from jaxcifar.core.models import MODELS
 from jaxcifar.errors import UserError
-from jaxcifar.files import atomic, torch_match, torch_names, weights
+from jaxcifar.files import atomic, pretrained, torch_match, torch_names, weights
 from jaxcifar.files.digest import digest, sha256
-from jaxcifar.files.run import weights_path
 from jaxcifar.porting import compare
 from jaxcifar.runtime import environment, process
 
@@ -37,7 +36,7 @@ log = logging.getLogger(__name__)
 def main(config: PortConfig) -> None:
     """Port, verify and write; a ``UserError`` leaves nothing behind."""
     process.start(prefer_cpu=True)  # the tolerances are those of full float32
-    source, target = weights_path(config.source), Path(config.output)
+    source, target = pretrained.resolve(config.source, config.model), Path(config.output)
     force = config.force or config.dry_run
     atomic.check_output(target, source=source, force=force, checkpoint=True)
     if config.report:

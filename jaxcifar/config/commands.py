@@ -20,7 +20,7 @@ class WeightsOptions(Options):
     checkpoint: str = option(
         REQUIRED,
         "a run directory, RUN:best (its best checkpoint by validation), a ported checkpoint, a"
-        " torch .ckpt/.pt/.pth or a .safetensors file",
+        " torch .ckpt/.pt/.pth, a .safetensors file, or pretrained",
     )
     model: str | None = option(None, NETWORK, MODEL, metavar="NAME")
     ema: bool = option(False, "use the exponential moving average in a torch file")
@@ -93,7 +93,8 @@ class PortConfig(Options):
 
     source: str = option(
         REQUIRED,
-        "a torch .ckpt/.pt/.pth, a .safetensors file, an Orbax checkpoint or a run directory",
+        "a torch .ckpt/.pt/.pth, a .safetensors file, an Orbax checkpoint, a run directory, or"
+        " pretrained",
         positional=True,
     )
     output: str = option(

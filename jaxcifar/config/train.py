@@ -83,7 +83,8 @@ class TrainConfig(Options):
     init_from: str | None = option(
         None,
         "start from these weights and Adam moments: a torch .ckpt/.pt/.pth, a .safetensors file, a"
-        " ported checkpoint or a run directory; for other classes the last layer is drawn anew",
+        " ported checkpoint, a run directory, or pretrained; for other classes the last layer is"
+        " drawn anew",
     )
     ema: bool = option(False, "use the exponential moving average in the torch file of --init-from")
     epochs: int = option(1, "passes over the training images", POSITIVE, group="training")

@@ -19,10 +19,9 @@ from jaxcifar.config.train import is_own
 from jaxcifar.core.models import INPUT_SHAPE
 from jaxcifar.core.state import TrainState, short_repr, state_from
 from jaxcifar.errors import UserError, difference, one_line
-from jaxcifar.files import networks, torch_files, torch_names
+from jaxcifar.files import networks, pretrained, torch_files, torch_names
 from jaxcifar.files.checkpoints import DIGEST, METADATA_FILE, last_step, read_info
 from jaxcifar.files.digest import digest
-from jaxcifar.files.run import weights_path
 
 Format = Literal["orbax", "safetensors", "torch"]
 
@@ -70,13 +69,13 @@ def load(
     optimizer: bool = False,
     digests: bool = False,
 ) -> Weights:
-    """Read the weights of a run (its last checkpoint; ``RUN:best``), a checkpoint or a file.
+    """Read the weights of a run, ``RUN:best``, a checkpoint, a file, or ``"pretrained"``.
 
     ``model`` is the expected one, ``input_shape`` of its images. ``ema`` and ``prefix`` choose one
     of several copies in a torch file, ``optimizer`` reads Adam's state, too, ``digests`` computes
     those of the source. Raises ``UserError`` or ``OSError`` without good weights.
     """
-    path = weights_path(path)
+    path = pretrained.resolve(path, model)
     is_folder = path.is_dir()
     if ema and is_folder:
         raise UserError(f"--ema is for torch files, and {path} is a folder")
