@@ -139,7 +139,7 @@ def test_as_many_classes_of_other_names_are_warned_of(
     names, difference, checkpoint, monkeypatch, caplog, tmp_path
 ):
     renamed = data.load("digits")._replace(class_names=names)
-    monkeypatch.setattr(data, "load", lambda name, data_dir=None: renamed)
+    monkeypatch.setattr(data, "load", lambda name, data_dir=None, **options: renamed)
     source = str(checkpoint)
     cli.call("evaluate", f"--dataset digits --batch-size 7 --checkpoint {source}".split())
     loaded = weights.load(source)

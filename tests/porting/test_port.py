@@ -101,7 +101,7 @@ def test_a_dry_run_compares_test_images_too_and_writes_only_the_report(
 ):
     examples = data.Examples(rng.integers(0, 256, (60, 32, 32, 3), np.uint8), np.zeros(60))
     calls, dataset = [], data.Dataset(examples, examples, ())
-    monkeypatch.setattr(data, "load", lambda *args: calls.append(args) or dataset)
+    monkeypatch.setattr(data, "load", lambda *args, **options: calls.append(args) or dataset)
     Path("out.ckpt").write_bytes(b"mine")
     before, report = listing(), Path("report.json")
     flags = "--dry-run", "--data-dir", "cifar", "--report", report

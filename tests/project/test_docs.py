@@ -96,8 +96,9 @@ def test_the_example_tunes_only_the_head(tmp_path, monkeypatch, capsys, few_digi
 @pytest.mark.parametrize("name", jaxcifar.__all__)
 def test_every_public_name_is_documented(name):
     pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
-    module = getattr(jaxcifar, name).__module__
-    assert f"`{name}`][{module}.{name}]" in pages
+    value = getattr(jaxcifar, name)
+    module = value.__module__
+    assert f"`{name}`][{module}.{value.__name__}]" in pages
     assert f"::: {module}\n" in pages
 
 

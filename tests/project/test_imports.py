@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "runtime": "runtime.memory runtime.console reporting files data core config errors",
     "cli": "runtime.memory runtime.console config errors jaxcifar",
     "__main__": "cli",
-    "jaxcifar": "train core config errors",  # the public names, lazily
+    "jaxcifar": "train files core config errors",  # the public names, lazily
 }
 BELOW_COMMANDS = "evaluate report runtime reporting porting files data core config"
 MAY_IMPORT |= dict.fromkeys(COMMANDS, f"{BELOW_COMMANDS} errors")
