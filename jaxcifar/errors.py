@@ -3,7 +3,10 @@
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from unicodedata import normalize
+
+MAX_BYTES = 2**29  # the largest image that Pillow opens, in RGB, and three times any archive
 
 
 class UserError(ValueError):
@@ -31,9 +34,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def first_few(names: Sequence[str]) -> str:
-    """Return the first five names in one text, and how many more there are."""
+    """Return the first five names in one line, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+    return ", ".join(map(one_line, names[:5])) + more
+
+
+def regular_file(path: Path, limit: int = MAX_BYTES) -> Path:
+    """Return the path, or raise ``UserError`` if reading it could wait or fill the memory."""
+    if path.is_file() and path.stat().st_size > limit:
+        raise UserError(f"{path} has more than {limit} bytes: pass the right file")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is not a regular file: copy its content to one")
+    return path
 
 
 def difference(first: Sequence[str], second: Sequence[str], name: str, other: str) -> str:

@@ -23,8 +23,7 @@ from jaxcifar.core import inference, sharding
 from jaxcifar.core.state import TrainState
 from jaxcifar.data import cifar
 from jaxcifar.data import images as files
-from jaxcifar.data.dataset import MAX_BYTES
-from jaxcifar.errors import UserError, one_line
+from jaxcifar.errors import MAX_BYTES, UserError, one_line
 from jaxcifar.files import weights
 from jaxcifar.reporting.scores import check_finite
 from jaxcifar.runtime import process

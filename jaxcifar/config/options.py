@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_typ
 from jaxcifar.errors import UserError, did_you_mean
 
 REQUIRED: Any = dataclasses.MISSING
-SAVED_BYTES = 2**28  # at most, of a text in a run's directory
 URL = re.compile(r"(folder:)?[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
@@ -130,13 +129,6 @@ def fields_with_types(options: type) -> Iterator[tuple[dataclasses.Field[Any], A
 def choices(kind: Any) -> tuple[str, ...]:
     """Return the values of a ``Literal``; none for any other type."""
     return get_args(kind) if get_origin(kind) is Literal else ()
-
-
-def read_saved(path: Path) -> str:
-    """Return the text of a file of a run; ``ValueError`` if it is not one that a run writes."""
-    if path.exists() and not (path.is_file() and path.stat().st_size < SAVED_BYTES):
-        raise ValueError(f"it is not a regular file of less than {SAVED_BYTES >> 20} MiB")
-    return path.read_text(encoding="utf-8")
 
 
 def parse_saved(text: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from jaxcifar.config.options import POSITIVE, Options, Range, flag, option, parse_saved, read_saved
-from jaxcifar.errors import UserError
+from jaxcifar.config.options import POSITIVE, Options, Range, flag, option, parse_saved
+from jaxcifar.errors import UserError, regular_file
 
 MODEL_NAMES = ("vgg16", "vgg16_bn", "resnet50_layer4")
 Augmentation = Literal["none", "crop", "crop-flip"]
@@ -192,7 +192,7 @@ class TrainConfig(Options):
     def from_json(cls, path: str | Path) -> Self:
         """Read saved options, or raise ``UserError``."""
         try:
-            values = parse_saved(read_saved(Path(path)))
+            values = parse_saved(regular_file(Path(path)).read_text("utf-8"))
             return cls(**{name: values[name] for name in values if name not in OF_PROCESS})
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a saved training configuration: {error}") from error

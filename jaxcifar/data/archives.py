@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcifar.data.dataset import NO_EXAMPLES, Dataset, Examples, regular_file
-from jaxcifar.errors import UserError
+from jaxcifar.data.dataset import NO_EXAMPLES, Dataset, Examples
+from jaxcifar.errors import UserError, regular_file
 
 # Of the archives and of the pickles in them, as in torchvision; md5sum --check reads the file.
 _MD5SUMS = Path(__file__).with_name("md5sums.txt").read_text(encoding="ascii").split()

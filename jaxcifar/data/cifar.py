@@ -13,8 +13,8 @@ from etils import epy
 from PIL import Image
 
 from jaxcifar.data import archives, tfrecord
-from jaxcifar.data.dataset import NO_EXAMPLES, Dataset, Examples, regular_file
-from jaxcifar.errors import UserError
+from jaxcifar.data.dataset import NO_EXAMPLES, Dataset, Examples
+from jaxcifar.errors import UserError, regular_file
 
 with epy.lazy_imports():
     import requests

@@ -12,8 +12,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxcifar.data.dataset import regular_file
-from jaxcifar.errors import UserError, first_few, one_line
+from jaxcifar.errors import UserError, first_few, regular_file
 
 log = logging.getLogger(__name__)
 SIZE = (32, 32)
@@ -53,7 +52,7 @@ def log_skipped(folder: Path, paths: Sequence[Path]) -> None:
     """Log how many files and folders in a folder are not read, and the first of them."""
     if paths:
         why = "hidden, no image's suffix, outside of a class, or linked twice"
-        names = one_line(first_few([str(path.relative_to(folder)) for path in paths]))
+        names = first_few([str(path.relative_to(folder)) for path in paths])
         log.info("%s: skipped %d (%s): %s", folder, len(paths), why, names)
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +10,6 @@ from pathlib import Path
 from jaxcifar.errors import UserError
 
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-
-
-def check_regular(path: Path, limit: int = sys.maxsize) -> None:
-    """Refuse what is there and neither folder nor file, such as a device, or a too large file."""
-    if path.exists() and not path.is_dir() and not path.is_file():
-        raise UserError(f"{path} is no regular file: copy its content to one")
-    if path.is_file() and path.stat().st_size > limit:
-        raise UserError(f"{path} is larger than {limit} bytes: copy the right file")
 
 
 def check_output(path: Path, *, source: Path, force: bool, checkpoint: bool = False) -> None:

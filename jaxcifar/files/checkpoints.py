@@ -21,8 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxcifar.config.train import TrainConfig
 from jaxcifar.core.state import TrainState
 from jaxcifar.core.steps import Metrics
-from jaxcifar.errors import UserError, one_line
-from jaxcifar.files import atomic
+from jaxcifar.errors import UserError, one_line, regular_file
 from jaxcifar.files.digest import digest
 
 log = logging.getLogger(__name__)
@@ -162,7 +161,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     """Return what a checkpoint of ours says of itself; raise ``ValueError`` if it is not whole."""
     for path in folder.rglob("*"):
         is_text = path.name.startswith(("_", "manifest"))
-        atomic.check_regular(path, MAX_TEXT if is_text else sys.maxsize)
+        regular_file(path, MAX_TEXT if is_text else sys.maxsize)
     try:
         info = {**json.loads((folder / METADATA_FILE).read_text("utf-8"))["custom_metadata"]}
         options = {field.name for field in dataclasses.fields(TrainConfig)}

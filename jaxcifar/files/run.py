@@ -16,9 +16,9 @@ from typing import Any, Self
 import filelock
 from etils import epy
 
-from jaxcifar.config.options import is_count, parse_saved, read_saved
+from jaxcifar.config.options import is_count, parse_saved
 from jaxcifar.config.train import CONFIG_FILE, FOLDER_PREFIX, TrainConfig, folder_path
-from jaxcifar.errors import UserError, one_line
+from jaxcifar.errors import UserError, one_line, regular_file
 from jaxcifar.files import atomic
 from jaxcifar.files.checkpoints import Checkpoints, last_step, read_metadata
 
@@ -34,9 +34,10 @@ log = logging.getLogger(__name__)
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Return the records of a ``metrics.jsonl``, without what a killed process cut short."""
+    path = regular_file(Path(path))
     try:
-        lines = read_saved(Path(path)).splitlines() if os.path.lexists(path) else []
-    except ValueError as error:
+        lines = path.read_text("utf-8").splitlines() if os.path.lexists(path) else []
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read ({error}): delete it") from error
     records = [record for line in lines if (record := _record(line))]
     if len(records) < len(lines):
@@ -169,7 +170,7 @@ class RunDirectory:
     def read_environment(self) -> dict[str, str]:
         """Return what the run ran on, by name; empty if that is unknown."""
         try:
-            values = parse_saved(read_saved(self.path / ENVIRONMENT_FILE))
+            values = parse_saved(regular_file(self.path / ENVIRONMENT_FILE).read_text("utf-8"))
         except (OSError, ValueError):
             return {}
         versions = values.pop("versions", None)

@@ -4,7 +4,8 @@ No code in a file is ever executed: ``torch_pickle`` reads pickles without runni
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,8 +15,8 @@ from etils import epy
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxcifar.errors import UserError, one_line
-from jaxcifar.files import atomic, torch_pickle
+from jaxcifar.errors import UserError, first_few, regular_file
+from jaxcifar.files import torch_pickle
 
 
 def _require_torch(error: Exception) -> NoReturn:
@@ -50,8 +51,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     code or has no state dict.
     """
     path = Path(path)
-    atomic.check_regular(path)
-    with path.open("rb") as file:
+    with regular_file(path, sys.maxsize).open("rb") as file:
         start = file.read(300)
     for magic, kind in KINDS.items():
         if start.startswith(magic) or start.startswith(magic, 257):
@@ -66,8 +66,10 @@ def read(path: str | Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
         raise UserError(f"{path} {problem}: use one of torch.save(model.state_dict(), PATH)")
     tensors, optimizers = flatten(content, str(path))
     if not tensors:
-        kind = f"a {type(content).__module__}.{type(content).__name__}"
-        what = _names(content) if isinstance(content, Mapping) else kind
+        what = f"a {type(content).__module__}.{type(content).__name__}"
+        if isinstance(content, Mapping):
+            names = [key if isinstance(key, str) else type(key).__name__ for key in content]
+            what = first_few(names) or "nothing"
         raise UserError(f"{path} holds no state dict, but {what}: save model.state_dict() alone")
     info = {name: metadata.get(name) for name in ("dataset", "class_names")}
     return tensors, optimizers[0] if optimizers else None, info
@@ -166,8 +168,3 @@ def _entries(content: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
             yield prefix + key, key, value
             if key not in OPTIMIZER_ENTRIES:
                 yield from _entries(value, f"{prefix}{key}.")
-
-
-def _names(keys: Iterable[Any]) -> str:
-    names = [one_line(key) if isinstance(key, str) else type(key).__name__ for key in keys]
-    return ", ".join(names[:8] + ["..."] * (len(names) > 8)) or "nothing"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcifar.errors import UserError, one_line
+from jaxcifar.errors import UserError, first_few, one_line
 from jaxcifar.files.torch_files import to_numpy
 
 # DataParallel, torch.compile, checkpointing, FSDP, Fabric; how a whole module is pickled.
@@ -108,7 +108,7 @@ def match(
     if whole and not copies:
         kind = f"copy {prefix}" if prefix is not None else "EMA copy" if ema else "other copy"
         raise UserError(
-            f"{source} has no {kind}, but {listed(whole)}: see jaxcifar port --ema and --prefix"
+            f"{source} has no {kind}, but {_listed(whole)}: see jaxcifar port --ema and --prefix"
         )
     if not copies:
         counts = Counter(prefix for name in needed for prefix in _prefixes(names, name))
@@ -123,9 +123,8 @@ def match(
     for other in others:
         pairs = [[to_numpy(n, tensors[names[p + n]]) for p in (first, other)] for n in needed]
         if not all(np.array_equal(one, two) for one, two in pairs):
-            raise UserError(
-                f"{source} has several copies, {listed(copies)}: choose with jaxcifar port --prefix"
-            )
+            problem = f"{source} has several copies, {_listed(copies)}"
+            raise UserError(f"{problem}: choose with jaxcifar port --prefix")
     keys = {key: names[first + name] for name, key in wanted.items() if first + name in names}
     rest = {k: n.removeprefix(first) for n, k in names.items() if k not in {*keys.values()}}
     roots = {name.partition(".")[0] for name in wanted}
@@ -141,9 +140,9 @@ def match(
     if names[first + needed[0]] != needed[0]:
         notes.append(f"took the keys {names[first + needed[0]]} and so on")
     if left := [p for p in averages if p != first]:
-        notes.append(f"left {listed(left)}, an average of the weights: --ema takes that")
+        notes.append(f"left {_listed(left)}, an average of the weights: --ema takes that")
     if left := [k for k, n in rest.items() if not any(k.startswith(p) for p in averages)]:
-        notes.append(f"left {listed(left)}")
+        notes.append(f"left {first_few(left)}")
     if missing := [key for key in expected if key not in keys]:
         notes.append(f"{len(missing)} {BATCHES} are missing: taken as 0")
     return Match(keys, first in averages, notes)
@@ -169,7 +168,5 @@ def _by_module(keys: Iterable[str]) -> dict[str, list[str]]:
     return modules
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return the first names in one line."""
-    names = [one_line(name).rstrip(".") or "the bare keys" for name in names]
-    return ", ".join(names[:8] + [f"and {len(names) - 8} more"] * (len(names) > 8))
+def _listed(prefixes: Iterable[str]) -> str:
+    return first_few([prefix.rstrip(".") or "the bare keys" for prefix in prefixes])

@@ -18,9 +18,9 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar.core.models import INPUT_SHAPE, MODELS, abstract_variables
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, first_few
 from jaxcifar.files import networks, torch_files
-from jaxcifar.files.torch_match import BATCHES, Leaf, Leaves, Match, PortError, listed, match
+from jaxcifar.files.torch_match import BATCHES, Leaf, Leaves, Match, PortError, match
 
 log = logging.getLogger(__name__)
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -148,9 +148,9 @@ def to_arrays(tensors: Mapping[str, Any], expected: Leaves, source: object) -> d
             arrays[key] = result
             rounded.append(f"{key} ({array.dtype})")
     if rounded:
-        log.info("%s: rounded to the model's dtypes, as in torch: %s", source, listed(rounded))
+        log.info("%s: rounded to the model's dtypes, as in torch: %s", source, first_few(rounded))
     if unknown:
-        log.info("%s: no counts, taken as 0: %s", source, listed(unknown))
+        log.info("%s: no counts, taken as 0: %s", source, first_few(unknown))
     return arrays
 
 

@@ -134,7 +134,7 @@ def test_only_regular_files_of_a_bounded_size_are_opened(kind, tmp_path):
         os.truncate(path, 2**40)
     else:
         path.symlink_to(kind)
-    reason = "more than 536870912" if kind == "large" else "is not a regular file"
+    reason = "has more than 536870912" if kind == "large" else "is not a regular file"
     message = refusal(open_image, path)
     assert str(path) in message
     assert reason in message

@@ -136,8 +136,8 @@ REFUSED = [
     (tar, "is a tar archive: unpack it"),
     (lambda name: Path(name).write_bytes(b"\x1f\x8b" + bytes(99)), "is compressed: unpack it"),
     (lambda name: Path(name).write_text("<html>"), "is a web page and not the file"),
-    (os.mkfifo, "is no regular file"),
-    (lambda name: Path(name).symlink_to("/dev/zero"), "is no regular file"),
+    (os.mkfifo, "is not a regular file"),
+    (lambda name: Path(name).symlink_to("/dev/zero"), "is not a regular file"),
     (lambda name: rezip(name, cut=9), "is damaged or not written by torch (storage 0 is cut off"),
     (wide, "has too many entries"),
 ]
