@@ -8,7 +8,7 @@ import numpy as np
 from jaxcifar.config.train import DATASETS, FOLDER_PREFIX, folder_path, is_dataset
 from jaxcifar.data import archives, cifar, digits, folder
 from jaxcifar.data.dataset import Dataset, Examples
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, did_you_mean
 
 __all__ = ["Dataset", "Examples", "hold_out", "load"]
 
@@ -20,16 +20,17 @@ def load(name: str, data_dir: str | Path | None = None, *, test_only: bool = Fal
     ``test_only`` the training images may be missing; they are not read.
     """
     if not is_dataset(name):
-        raise UserError(f"unknown dataset {name!r}: use one of {DATASETS}")
+        hint = did_you_mean(name.lower(), DATASETS.split(", "))
+        raise UserError(f"unknown dataset {name!r}: use one of {DATASETS}{hint}")
     if name == "digits":
         return digits.load()
     if name.startswith(FOLDER_PREFIX):
         return folder.load(folder_path(name), test_only=test_only)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    source = {"cifar10": archives.CIFAR10, "cifar100": archives.CIFAR100}[name]
     path = Path(os.path.expanduser(data_dir))
-    if path.parts[0] == "~":
+    if "~" in path.parts[:1]:
         raise UserError(f"there is no home directory for {path}: pass --data-dir")
+    source = archives.CIFAR10 if name == "cifar10" else archives.CIFAR100
     return cifar.load(source, path, test_only=test_only)
 
 

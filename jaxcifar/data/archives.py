@@ -7,25 +7,25 @@ import hashlib
 import io
 import pickle
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxcifar.data.dataset import NO_EXAMPLES, Dataset, Examples
-from jaxcifar.errors import UserError, regular_file
+from jaxcifar.errors import regular_file
 
 # Of the archives and of the pickles in them, as in torchvision; md5sum --check reads the file.
 _MD5SUMS = Path(__file__).with_name("md5sums.txt").read_text(encoding="ascii").split()
 _IN_OFFICIAL_PICKLES = ("numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct")
+_PIXELS = 3 * 32 * 32
 
 
 class Source(NamedTuple):
     """The official files of one data set; pairs are of pickles ("python") and binary records."""
 
     name: str  # in TFDS and on the command line
-    num_classes: int
     archives: tuple[str, str]
     folders: tuple[str, str]  # what the archives unpack to
     names_files: tuple[str, str]  # list the class names
@@ -37,7 +37,6 @@ class Source(NamedTuple):
 
 CIFAR10 = Source(
     name="cifar10",
-    num_classes=10,
     archives=("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"),
     folders=("cifar-10-batches-py", "cifar-10-batches-bin"),
     names_files=("batches.meta", "batches.meta.txt"),
@@ -48,7 +47,6 @@ CIFAR10 = Source(
 
 CIFAR100 = Source(
     name="cifar100",
-    num_classes=100,
     archives=("cifar-100-python.tar.gz", "cifar-100-binary.tar.gz"),
     folders=("cifar-100-python", "cifar-100-binary"),
     names_files=("meta", "fine_label_names.txt"),
@@ -58,76 +56,62 @@ CIFAR100 = Source(
 )
 
 
-def find(data_dir: Path, source: Source) -> Path | None:
-    """Return the first official folder or archive at, in, or in the downloads of ``data_dir``."""
+def find(data_dir: Path, source: Source) -> Iterator[Path]:
+    """Yield the official folders and archives at, in, and in the downloads of ``data_dir``."""
     forms, downloads = (*source.folders, *source.archives), data_dir / "downloads"
-    folders = (data_dir, downloads / "manual", downloads)
     paths = [data_dir] if data_dir.name in forms else []
-    paths += [folder / form for folder in folders for form in forms]
+    for folder in (data_dir, downloads / "manual", downloads):
+        paths += [folder / form for form in forms]
     # TFDS decorates the names of its downloads, and may put them into a folder of the data set.
-    stem = source.archives[1].removesuffix(".tar.gz")
-    for pattern in (f"*{stem}*.tar.gz", f"cifar10*/*{stem}*.tar.gz"):
-        paths += downloads.glob(pattern)
-    return next((path for path in paths if path.is_file() or path.is_dir()), None)
+    name = f"*{source.archives[1].removesuffix('.tar.gz')}*.tar.gz"
+    paths += [*downloads.glob(name), *downloads.glob(f"cifar10*/{name}")]
+    return filter(Path.exists, paths)
 
 
-def read(path: Path, source: Source, *, test_only: bool = False) -> Dataset:
-    """Read an archive or folder; ``UserError`` names a file that is missing or damaged."""
+def read(path: Path, source: Source, *, test_only: bool) -> Dataset:
+    """Read an archive or folder; any exception means that a file is missing or damaged."""
     binary = path.name not in (source.folders[0], source.archives[0])  # indexes the pairs, too
-    wanted = list(source.batches.items())[-1 if test_only else 0 :]
-    counts = {name + ".bin" * binary: count for name, count in wanted}
-    name, batches = "", []
-    try:
-        files = _read_files(path, [source.names_files[binary], *counts], source, binary)
-        name = source.names_files[binary]
-        names = files[name].split() if binary else _unpickle(files[name])[source.keys[0]]
-        class_names = tuple(text.decode() for text in names)
-        if len(class_names) != source.num_classes:
-            raise ValueError(f"{len(class_names)} class names instead of {source.num_classes}")
-        for name, count in counts.items():
-            batches.append(_parse_batch(files[name], count, source, binary))
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"{path / name} is damaged or unreadable ({error}): replace it") from error
-    splits = (zip(NO_EXAMPLES, *part, strict=True) for part in (batches[:-1], batches[-1:]))
-    train, test = (Examples(*map(np.concatenate, arrays)) for arrays in splits)
-    return Dataset(train, test, class_names)
+    batches = [name + ".bin" * binary for name in source.batches][-1 if test_only else 0 :]
+    files = _read_files(path, [source.names_files[binary], *batches], source, binary)
+    names = files.pop(source.names_files[binary])
+    class_names = names.split() if binary else _unpickle(names)[source.keys[0]]
+    parts = [_parse_batch(name, content, source) for name, content in files.items()]
+    train, test = (
+        Examples(*map(np.concatenate, zip(NO_EXAMPLES, *split, strict=True)))
+        for split in (parts[:-1], parts[-1:])
+    )
+    return Dataset(train, test, tuple(name.decode() for name in class_names))
 
 
 def _read_files(path: Path, names: Sequence[str], source: Source, binary: bool) -> dict[str, bytes]:
     if path.is_dir():
-        files = {name: regular_file(path / name).read_bytes() for name in names}
-        for name in () if binary else names:
-            _verify(files[name], name, source)
-        return files
-    content = regular_file(path).read_bytes()
-    _verify(content, source.archives[binary], source)
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
+        return {name: _verified(path / name, name, source) for name in names}
+    content = io.BytesIO(_verified(path, source.archives[binary], source))
+    with tarfile.open(fileobj=content, mode="r:gz") as tar:
         # In the archive's order, since seeking back would decompress it again.
         files = {m.name: f.read() for m in tar if (f := tar.extractfile(m)) is not None}
-    try:
-        return {name: files[f"{source.folders[binary]}/{name}"] for name in names}
-    except KeyError as error:
-        raise ValueError(f"it has no {error}") from error
+    return {name: files[f"{source.folders[binary]}/{name}"] for name in names}
 
 
-def _verify(content: bytes, name: str, source: Source) -> None:
+def _verified(path: Path, name: str, source: Source) -> bytes:
+    content = regular_file(path).read_bytes()
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if md5 != source.md5[name]:
+    if md5 != source.md5.get(name, md5):
         raise ValueError(f"{name} has md5 {md5} instead of the published {source.md5[name]}")
+    return content
 
 
-def _parse_batch(content: bytes, count: int, source: Source, binary: bool) -> Examples:
-    if binary:
-        expected = count * (source.label_bytes + 3 * 32 * 32)
+def _parse_batch(name: str, content: bytes, source: Source) -> Examples:
+    count = source.batches[name.removesuffix(".bin")]
+    if name.endswith(".bin"):
+        expected = count * (source.label_bytes + _PIXELS)
         if len(content) != expected:
-            raise ValueError(f"{len(content)} bytes instead of {expected}")
+            raise ValueError(f"{name} has {len(content)} bytes instead of {expected}")
         records = np.frombuffer(content, np.uint8).reshape(count, -1)
-        pixels, labels = records[:, source.label_bytes :], records[:, source.label_bytes - 1]
+        pixels, labels = records[:, -_PIXELS:], records[:, -_PIXELS - 1]
     else:
         batch = _unpickle(content)
         pixels, labels = batch[b"data"], np.asarray(batch[source.keys[1]])
-    if labels.max() >= source.num_classes:
-        raise ValueError(f"label {labels.max()}, but only {source.num_classes} classes")
     images = pixels.reshape(count, 3, 32, 32).transpose(0, 2, 3, 1)
     return Examples(images, labels.astype(np.int32))
 

@@ -1,6 +1,5 @@
 """The user's own images, below ``PATH/train/CLASS`` and ``PATH/test/CLASS``."""
 
-import sys
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -36,14 +35,13 @@ def _image_files(split: Path) -> dict[str, list[Path]]:
     layout = f"put the images into {split.parent}/train/CLASS and {split.parent}/test/CLASS"
     if not split.is_dir():
         raise UserError(f"there is no folder {split}: {layout}")
-    classes: dict[str, list[Path]] = {}
-    skipped = list[Path]()
+    classes, skipped = dict[str, list[Path]](), list[Path]()
     for path in sorted(split.iterdir(), key=_class_name):
-        if path.is_dir() and path.name[0] != ".":
+        if path.is_dir() and not path.name.startswith("."):
             files, others = images.below(path)
             classes.setdefault(_class_name(path), []).extend(files)
             skipped += others
-        elif path.is_dir() or path.name[0] != ".":
+        else:
             skipped.append(path)
     images.log_skipped(split, skipped)
     if not classes:
@@ -59,11 +57,9 @@ def _class_name(folder: Path) -> str:  # composed, since macOS writes é as e an
 
 def _read(paths: Sequence[Path]) -> np.ndarray:
     """Return all images, uint8 ``(N, 32, 32, 3)``, with a progress bar if it takes long."""
-    interval = 0.1 if sys.stderr.isatty() else 10  # few lines in a log
     with images.quiet(), ThreadPool() as pool:  # Pillow decodes without the interpreter's lock
         results = pool.imap(_read_one, paths, chunksize=16)
-        bar = tqdm(results, "reading images", len(paths), False, mininterval=interval, delay=2)
-        pixels = list(bar)
+        pixels = list(tqdm(results, "reading images", len(paths), False, delay=2, disable=None))
     # Skipping them would hide what a run was trained on.
     failed = [(file, each) for file, each in zip(paths, pixels, strict=True) if type(each) is str]
     if failed:

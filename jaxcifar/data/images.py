@@ -25,26 +25,21 @@ SUFFIXES = tuple(_SUFFIXES.split())
 def below(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the images below a folder in torchvision's order, and what is skipped.
 
-    Links are followed, but no folder is read twice. Hidden files that are no images by name are
-    in neither list.
+    Links are followed, but no folder is read twice.
     """
-    found, skipped, seen = list[Path](), list[Path](), set[str]()
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        path, real = Path(root), os.path.realpath(root)
-        if real in seen or (path.name.startswith(".") and path != folder):
-            skipped.append(path)
-            folders.clear()
+    found, skipped, folders, seen = list[Path](), list[Path](), [folder], set[str]()
+    for current in folders:  # which grows meanwhile
+        if (real := os.path.realpath(current)) in seen:
+            skipped.append(current)
             continue
         seen.add(real)
-        folders.sort()
-        for name in names:
-            is_image, hidden = name.lower().endswith(SUFFIXES), name.startswith(".")
-            if is_image or not hidden:
-                (found if is_image and not hidden else skipped).append(path / name)
+        for path in sorted(current.iterdir()):
+            if path.name.startswith("."):
+                skipped.append(path)
+            elif path.is_dir():
+                folders.append(path)
+            else:
+                (found if path.name.lower().endswith(SUFFIXES) else skipped).append(path)
     return sorted(found, key=lambda file: (str(file.parent), file.name)), sorted(skipped)
 
 
@@ -61,20 +56,16 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
     if isinstance(file, Path):
         with regular_file(file).open("rb") as opened:
             return open_image(opened)
-    name = getattr(file, "name", "the input")
     try:
         image = Image.open(file, formats=FORMATS)
         image.load()
         with contextlib.suppress(Exception):  # the pixels are good even if the EXIF is damaged
             image = ImageOps.exif_transpose(image)
         return _to_rgb(image)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{name} is refused: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        kinds = ", ".join(FORMATS)
-        raise UserError(f"{name} is not a readable image: use 8-bit RGB in {kinds}") from error
     except Exception as error:  # each format's reader raises others on bad bytes
-        raise UserError(f"{name} is damaged or not an image ({error}): save it again") from error
+        reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
+        advice, name = f"use 8-bit RGB in {', '.join(FORMATS)}", getattr(file, "name", "the input")
+        raise UserError(f"{name} is not a readable image{reason}: {advice}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -29,7 +29,7 @@ def test_classes_are_the_folders_sorted_by_name_and_other_files_are_skipped(pets
 
 def test_unreadable_files_are_counted(pets):
     cifar_files.truncate(pets / "train" / "bee" / "a.jpeg")
-    assert f"{pets}/train/bee/a.jpeg is damaged" in refusal(pets)
+    assert f"{pets}/train/bee/a.jpeg is not a readable image" in refusal(pets)
     (pets / "train" / "ant" / "c.webp").write_text("text")
     (pets / "test" / "ant" / "gone.png").symlink_to(pets / "nowhere")
     error = refusal(pets)
