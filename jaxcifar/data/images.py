@@ -56,6 +56,7 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
     if isinstance(file, Path):
         with regular_file(file).open("rb") as opened:
             return open_image(opened)
+    name = getattr(file, "name", "the input")
     try:
         image = Image.open(file, formats=FORMATS)
         image.load()
@@ -64,8 +65,8 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
         return _to_rgb(image)
     except Exception as error:  # each format's reader raises others on bad bytes
         reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
-        advice, name = f"use 8-bit RGB in {', '.join(FORMATS)}", getattr(file, "name", "the input")
-        raise UserError(f"{name} is not a readable image{reason}: {advice}") from error
+        problem = f"{name} is not a readable image{reason}"
+        raise UserError(f"{problem}: use 8-bit RGB in {', '.join(FORMATS)}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
