@@ -43,9 +43,9 @@ def options() -> str:
 
 
 def _command(name: str) -> Iterator[str]:
-    command = cli.COMMANDS[name]
-    yield f"## jaxcifar {name}\n\n{command.description}\n"
-    for action in cli.make_parser(command.options, name, command.description)._actions:
+    parser = cli.make_parser(name)
+    yield f"## jaxcifar {name}\n\n{parser.description}\n"
+    for action in parser._actions:
         if action.dest != "help":
             flag = " ".join([*action.option_strings[-1:], _value(action)]).strip()
             text = re.sub(r"[<*_|]", r"\\\g<0>", (action.help or "").replace("%%", "%"))

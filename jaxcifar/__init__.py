@@ -13,16 +13,5 @@ with epy.lazy_api_imports(globals()):
     from jaxcifar.train import train_and_evaluate
 
 __version__ = "0.1.0"
-__all__ = [
-    "Examples",
-    "TrainConfig",
-    "TrainState",
-    "UserError",
-    "create_model",
-    "create_state",
-    "load_weights",
-    "logits",
-    "loss_fn",
-    "train_and_evaluate",
-    "train_step",
-]
+__all__ = ["Examples", "TrainConfig", "TrainState", "UserError", "create_model", "create_state"]
+__all__ += ["load_weights", "logits", "loss_fn", "train_and_evaluate", "train_step"]

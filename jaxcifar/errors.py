@@ -19,13 +19,8 @@ class UserError(ValueError):
 def one_line(text: str) -> str:
     """Return the text in one line that a terminal can show, without the middle of a long one."""
     text = text if len(text) <= 2000 else f"{text[:1500]} ... {text[-400:]}"
-    return printable(re.sub(r"\s*\n\s*", " ", text.strip()))
-
-
-def printable(text: str) -> str:
-    """Return the text without what moves a terminal's cursor, apart from ends of lines."""
-    shown = (c if c.isprintable() or c == "\n" else " " if c.isspace() else "?" for c in text)
-    return "".join(shown)
+    text = re.sub(r"\s*\n\s*", " ", text.strip())
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -53,9 +48,7 @@ def difference(first: Sequence[str], second: Sequence[str], name: str, other: st
     first, second = ([normalize("NFC", text) for text in names] for names in (first, second))
     parts = []
     for names, others, where in ((first, second, name), (second, first, other)):
-        only = [text for text in dict.fromkeys(names) if text not in set(others)]
-        if only:
+        if only := [text for text in dict.fromkeys(names) if text not in others]:
             parts.append(f"only in {where}: {first_few(only)}")
-    if not parts and first != second:
-        return "they are in another order"
-    return "; ".join(parts)
+    order = "they are in another order" if first != second else ""
+    return "; ".join(parts) or order

@@ -19,6 +19,7 @@ from jaxcifar.config.commands import EvaluateConfig
 from jaxcifar.core import inference, sharding
 from jaxcifar.core.state import TrainState, short_repr
 from jaxcifar.core.steps import Examples
+from jaxcifar.errors import one_line
 from jaxcifar.files import weights
 from jaxcifar.reporting.scores import Scores, score, table
 from jaxcifar.runtime import process
@@ -77,16 +78,16 @@ def test_logits(
 def main(config: EvaluateConfig) -> None:
     """Run the command."""
     process.start(use_compile_cache=config.compile_cache)
-    names = "model", "ema", "dataset", "data_dir", "batch_size"
+    names = "checkpoint", "model", "ema", "dataset", "data_dir", "batch_size"
     options = {name: getattr(config, name) for name in names}
-    model, dataset, *_, scores = evaluate(config.checkpoint, **options, progress=True)
+    model, dataset, *_, scores = evaluate(**options, progress=True)
     if config.json:
         source = {"checkpoint": config.checkpoint, "model": model, "dataset": dataset}
         print(json.dumps(source | dataclasses.asdict(scores), indent=2))
         return
     low, high = scores.accuracy_interval
     top5 = "" if scores.top5 is None else f", top-5 {100 * scores.top5:.2f} %"
-    print(f"{model} on {scores.images} test images of {dataset}")
+    print(one_line(f"{model} on {scores.images} test images of {dataset}"))
     print(f"Accuracy of the model on the test images: {100 * scores.accuracy:.2f} %")
     print(f"  95 % interval {100 * low:.2f} to {100 * high:.2f} %")
     print(f"Loss {scores.loss:.4f}, calibration error {scores.calibration_error:.4f}{top5}")

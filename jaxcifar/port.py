@@ -22,7 +22,7 @@ from jaxcifar import data
 from jaxcifar.config.commands import VERIFY_IMAGES, PortConfig
 from jaxcifar.core.augment import MEAN, STD, normalize
 from jaxcifar.core.models import MODELS
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, one_line
 from jaxcifar.files import atomic, pretrained, torch_match, torch_names, weights
 from jaxcifar.files.digest import digest, sha256
 from jaxcifar.porting import compare
@@ -55,7 +55,7 @@ def main(config: PortConfig) -> None:
     tensors = torch_names.torch_view(loaded.variables)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(loaded.variables["params"]))
     counts = f"{len(tensors)} tensors, {parameters:,} parameters"
-    print(f"{source} is {loaded.model} with {loaded.num_classes} classes: {counts}")
+    print(f"{one_line(str(source))} is {loaded.model} with {loaded.num_classes} classes: {counts}")
     dtypes, digests = loaded.torch_dtypes, loaded.source_digests
     if unusual := [dtype for dtype in dtypes.values() if dtype]:
         taken = f"{len(unusual)} tensors of {', '.join(sorted({*unusual}))}"
@@ -89,7 +89,8 @@ def main(config: PortConfig) -> None:
             raise UserError(f"{', '.join(changed)} came back changed: please report this bug")
         print(f"round trip: {len(digests)} of {len(digests)} tensors bit-identical")
         report["verification"] = _compare(config, loaded) if config.verify else None
-    print("dry run: nothing written" if config.dry_run else f"wrote {target} ({target_format})")
+    wrote = one_line(f"wrote {target} ({target_format})")
+    print("dry run: nothing written" if config.dry_run else wrote)
     if report["adam_steps"] is not None and target_format != "orbax" and not config.dry_run:
         print("  without Adam's moments: only an Orbax checkpoint keeps them")
     if config.report:

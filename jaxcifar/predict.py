@@ -5,12 +5,11 @@ if __name__ == "__main__":  # python -m jaxcifar.predict
 
     cli.run("predict")
 
-import functools
 import io
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +49,19 @@ def main(config: PredictConfig) -> int:
         found, skipped = files.below(each) if each.is_dir() else ([], [])
         files.log_skipped(each, skipped)
         paths += found or [each]
-    # One array for all batches, so that a smaller last one is not compiled again.
-    batch = np.zeros((min(config.batch_size, len(paths)), *files.SIZE, 3), np.uint8)
-    log_once = functools.cache(log.info)
     results: list[dict[str, Any]] = []
-    for start in range(0, len(paths), len(batch)):
-        read: list[str] = []
-        for path in paths[start : start + len(batch)]:
+    for start in range(0, len(paths), config.batch_size):
+        read, images = list[str](), list[np.ndarray]()
+        for path in paths[start : start + config.batch_size]:
             try:
-                batch[len(read)] = _read(path, log_once)
+                images.append(_read(path))
                 read.append(str(path))
             except (UserError, OSError) as error:
                 results.append({"image": str(path), "error": one_line(str(error))})
                 log.warning("%s; skipped", results[-1]["error"])
         if not read:
             continue
-        probabilities = predict(state, batch, batch_size=config.batch_size, mesh=mesh)[: len(read)]
+        probabilities = predict(state, np.stack(images), batch_size=config.batch_size, mesh=mesh)
         check_finite(probabilities)
         for image, row in zip(read, probabilities.tolist(), strict=True):
             order = np.argsort(np.negative(row), kind="stable")[: config.top].tolist()
@@ -89,15 +85,12 @@ def _class_names(source: str, loaded: weights.Weights) -> Sequence[str]:
     return names or [f"class {index}" for index in range(loaded.num_classes)]
 
 
-def _read(path: Path, log_once: Callable[[str], None]) -> np.ndarray:
-    """Return an image as uint8 ``(32, 32, 3)``; log if it had another size."""
+def _read(path: Path) -> np.ndarray:
+    """Return an image, for ``-`` that on stdin, as uint8 ``(32, 32, 3)``."""
     if path.is_dir():
         raise UserError(f"{path} has no images")
     if path == Path("-") and sys.stdin is None:
         raise UserError("stdin is closed; pass a file, or an image on stdin")
     stdin = io.BytesIO(sys.stdin.buffer.read(MAX_BYTES)) if path == Path("-") else None
     with files.quiet():
-        image = files.open_image(stdin or path)
-        if image.size != files.SIZE:
-            log_once("images of other sizes are converted to 32x32 RGB")
-        return files.to_rgb32(image)
+        return files.to_rgb32(files.open_image(stdin or path))

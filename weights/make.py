@@ -5,7 +5,6 @@ images, in ``check.npz``.
 """
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
@@ -42,13 +41,12 @@ def main() -> None:
         if array.dtype == np.float32:
             tensors[key] = array.astype(ml_dtypes.bfloat16)
     dataset = data.load(config.dataset, config.data_dir)
-    recipe = dataclasses.replace(config, workdir=None, resume=False, checkpoint_every=0)
     texts = {
         "model": config.model,
         "dataset": config.dataset,
         "class_names": json.dumps(dataset.class_names),
         "normalization": json.dumps({"mean": MEAN, "std": STD}),
-        "recipe": command_line(recipe, "jaxcifar", "train"),
+        "recipe": command_line(config.recipe(), "jaxcifar", "train"),
         "commit": run.read_environment()["commit"],
         "sha256_of_values": digest(tensors),
     }

@@ -3,7 +3,6 @@
 ``python docs/results/make.py RUN...`` first copies the records of finished runs here.
 """
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -58,10 +57,7 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         shutil.copyfile(source / METRICS_FILE, folder / METRICS_FILE)
         run = RunDirectory(source)
-        config = dataclasses.replace(
-            run.read_config(), workdir=None, resume=False, checkpoint_every=0
-        )
-        RunDirectory(folder).write_config(config, run.read_environment())
+        RunDirectory(folder).write_config(run.read_config().recipe(), run.read_environment())
     runs = [RunDirectory(path.parent) for path in sorted(HERE.glob(f"*/{METRICS_FILE}"))]
     heads = ["run", "network", "seed", "epochs", "5,000 held-out training images"]
     heads += ["first 1,000 test images", "training time", "machine", "commit"]
@@ -73,7 +69,7 @@ def main() -> None:
     PAGE.write_text(before + text + rest.split(END)[1], encoding="utf-8")
     for model in sorted({run.read_config().model for run in runs}):
         shown = {r.path.name: r.read_metrics() for r in runs if r.read_config().model == model}
-        figures.save(figures.curves(shown), HERE.parent / "assets" / f"results-{model}.png")
+        figures.save(HERE.parent / "assets" / f"results-{model}.png", figures.curves, shown)
     print(json.dumps({run.path.name: len(run.read_metrics()) for run in runs}))
 
 

@@ -7,58 +7,73 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 from jaxcifar.errors import UserError, did_you_mean
 
-REQUIRED: Any = dataclasses.MISSING
-URL = re.compile(r"(folder:)?[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+REMOTE = re.compile(r"(folder:)?[a-z][a-z0-9+.-]+://|.*\0", re.IGNORECASE | re.DOTALL)
 
 
 class Range(NamedTuple):
-    """The values that an option takes."""
+    """The values that an option takes, in its type: ``Annotated[int, Range(...)]``."""
 
     description: str
     contains: Callable[[Any], bool]
 
 
-POSITIVE = Range("at least 1", lambda value: value >= 1)
-
-
-def option(default: Any, help: str, range: Range | None = None, **display: Any) -> Any:
+def option(default: Any, help: str, **display: Any) -> Any:
     """Return a dataclass field with its help; a value of None is not checked.
 
     ``group`` is the heading of this option and of those after it in ``--help``.
     """
     display = {"positional": False, "metavar": "PATH", "group": None, **display}
-    return dataclasses.field(default=default, metadata={"help": help, "range": range, **display})
+    return dataclasses.field(default=default, metadata={"help": help, **display})
+
+
+optional = partial(option, None)
+required = partial(option, dataclasses.MISSING)
+argument = partial(required, positional=True)
+
+
+def is_count(value: object) -> bool:
+    """Whether this is a whole number, and fits into 64 bits."""
+    return type(value) is int and abs(value) < 2**63  # a bool is no count
+
+
+def _is_local(value: Any) -> bool:
+    return not any(map(REMOTE.match, [value] if isinstance(value, str) else map(str, value)))
+
+
+Positive = Annotated[int, Range("at least 1", lambda value: value >= 1)]
+LOCAL = Range("a path on this machine (mount or copy the rest)", _is_local)
+KINDS = {
+    bool: [Range("true or false", lambda value: isinstance(value, bool))],
+    int: [Range("a whole number", is_count)],
+    float: [Range("a number", lambda value: isinstance(value, float))],
+    str: [Range("a text", lambda value: isinstance(value, str)), LOCAL],
+    tuple: [Range("a list", lambda value: isinstance(value, list | tuple)), LOCAL],
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The base of every command's options; a wrong value raises ``UserError``."""
+    """The base of every command's options; a wrong value raises ``UserError``.
+
+    The docstring of a command's options says in ``--help`` what the command does.
+    """
 
     def __post_init__(self) -> None:
-        for field, kind in fields_with_types(type(self)):
-            value, limits = getattr(self, field.name), field.metadata["range"]
-            number = kind is float and is_count(value)
-            if number or (kind is str and isinstance(value, Path)):
+        for field, kind, ranges in fields_with_types(type(self)):
+            value = getattr(self, field.name)
+            if (kind is float and is_count(value)) or (kind is str and isinstance(value, Path)):
                 value = kind(value)
                 object.__setattr__(self, field.name, value)
-            elif value is None and field.default is None:
-                continue
-            elif not _is_instance(value, kind):
-                names = ", ".join(choices(kind))
-                self.reject(field.name, f"one of {names}" if names else KINDS.get(kind, "a list"))
-            texts = value if isinstance(value, list | tuple) else (value,)
-            if kind in (str, tuple[str, ...]) and any(map(URL.match, texts)):
-                self.reject(field.name, "a path on this machine (mount or copy the rest)")
-            if limits and not limits.contains(value):
-                self.reject(field.name, limits.description)
+            for allowed in [] if value is None and field.default is None else ranges:
+                if not allowed.contains(value):
+                    self.reject(field.name, allowed.description)
 
     def reject(self, name: str, expected: str) -> None:
         """Raise the error about one field's value."""
@@ -70,6 +85,22 @@ class Options:
     def from_flags(cls, flags: Mapping[str, Any]) -> Self:
         """Return the options for the flags given on a command line."""
         return cls(**flags)
+
+
+def fields_with_types(options: type) -> Iterator[tuple[dataclasses.Field[Any], Any, list[Range]]]:
+    """Yield each field with its type, of ``T | None`` the ``T``, and the ranges of its values."""
+    hints = get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        kind, ranges = hints[field.name], list[Range]()
+        if NoneType in get_args(kind):
+            kind = get_args(kind)[0]
+        if get_origin(kind) is Annotated:
+            kind, *ranges = get_args(kind)
+        if get_origin(kind) is Literal:
+            names = get_args(kind)
+            yield field, kind, [Range(f"one of {', '.join(names)}", names.__contains__)]
+        else:
+            yield field, kind, [*KINDS[get_origin(kind) or kind], *ranges]
 
 
 def command_line(options: Options, *prog: str) -> str:
@@ -105,30 +136,15 @@ def show(value: object) -> str:
     return "1/3" if value == 1 / 3 else str(value)
 
 
+def fraction(text: str) -> float:
+    """Read a number that may be a fraction: ``0.5``, ``1e-3``, ``1/3``; no number over 0 is one."""
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / (float(denominator or 1) or float("nan"))
+
+
 def flag(name: str) -> str:
     """Return the command-line flag of a field."""
     return "--" + name.replace("_", "-")
-
-
-def fraction(text: str) -> float:
-    """Read a number that may be a fraction: ``0.5``, ``1e-3``, ``1/3``."""
-    try:
-        return float(Fraction(text) if "/" in text else text)
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise ValueError(f"not a number: {text!r}") from None
-
-
-def fields_with_types(options: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
-    """Yield each field with its type; of ``T | None`` the ``T``."""
-    hints = get_type_hints(options)
-    for field in dataclasses.fields(options):
-        *kinds, last = get_args(hints[field.name]) or (None,)
-        yield field, kinds[0] if last is NoneType else hints[field.name]
-
-
-def choices(kind: Any) -> tuple[str, ...]:
-    """Return the values of a ``Literal``; none for any other type."""
-    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def parse_saved(text: str) -> dict[str, Any]:
@@ -140,18 +156,3 @@ def parse_saved(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("it is not a JSON object")
     return values
-
-
-def is_count(value: object) -> bool:
-    """Whether this is a whole number, and fits into 64 bits."""
-    return type(value) is int and abs(value) < 2**63  # a bool is no count
-
-
-def _is_instance(value: Any, kind: Any) -> bool:
-    if choices(kind):
-        return value in choices(kind)
-    if kind is int:
-        return is_count(value)
-    if kind is str and isinstance(value, str) and "\0" in value:
-        return False  # no path can have it
-    return isinstance(value, list | tuple if get_origin(kind) is tuple else kind)

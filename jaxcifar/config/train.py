@@ -5,26 +5,26 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
-from jaxcifar.config.options import POSITIVE, Options, Range, flag, option, parse_saved
+from jaxcifar.config.options import Options, Positive, Range, flag, option, optional, parse_saved
 from jaxcifar.errors import UserError, regular_file
 
 MODEL_NAMES = ("vgg16", "vgg16_bn", "resnet50_layer4")
+MODELS = f"{', '.join(MODEL_NAMES)}, FILE.py:NAME or package.module:NAME"
 Augmentation = Literal["none", "crop", "crop-flip"]
 AUTO_AUGMENTATION = {"cifar10": "crop-flip", "cifar100": "crop-flip", "digits": "none"}
-MODELS = f"{', '.join(MODEL_NAMES)}, FILE.py:NAME or package.module:NAME"
 FOLDER_PREFIX = "folder:"
 DATASETS = ", ".join((*AUTO_AUGMENTATION, f"{FOLDER_PREFIX}PATH"))
-NOT_NEGATIVE = Range("0 or more", lambda value: value >= 0)
-SHARE = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
 CONFIG_FILE = "config.json"  # in a run's directory
 COMPILE_CACHE = "do not keep compiled programs in the user's cache directory"
 
-
-def is_model(name: str) -> bool:
-    """Whether this names a network; the user's own code need not exist."""
-    return name in MODEL_NAMES or all(name.rpartition(":"))
+# What a resumed run may change, and what belongs to one process of a run and is not saved.
+MAY_CHANGE = {
+    *("data_dir", "workdir", "resume", "epochs", "limit_steps", "compile_cache"),
+    *("on_nonfinite", "report", "log_every", "checkpoint_every", "keep"),
+}
+OF_PROCESS = ("coordinator", "num_processes", "process_id")
 
 
 def is_own(model: str) -> bool:
@@ -42,37 +42,45 @@ def folder_path(dataset: str) -> Path:
     return Path(os.path.expanduser(dataset.removeprefix(FOLDER_PREFIX)))
 
 
-# What a resumed run may change, and what belongs to one process of a run and is not saved.
-MAY_CHANGE = {
-    *("data_dir", "workdir", "resume", "epochs", "limit_steps", "compile_cache"),
-    *("on_nonfinite", "report", "log_every", "checkpoint_every", "keep"),
-}
-OF_PROCESS = ("coordinator", "num_processes", "process_id")
-MODEL = Range(f"one of {MODELS}", is_model)
-DATASET = Range(f"one of {DATASETS}", is_dataset)
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    valid = host and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536
+    return text == "auto" or bool(valid)
+
+
+# The user's own code and folder need not exist.
+Model = Annotated[
+    str, Range(f"one of {MODELS}", lambda name: not is_own(name) or all(name.rpartition(":")))
+]
+DataSet = Annotated[str, Range(f"one of {DATASETS}", is_dataset)]
+Address = Annotated[str, Range("HOST:PORT or auto", _is_address)]
+Count = Annotated[int, Range("0 or more", lambda value: value >= 0)]
+NotNegative = Annotated[float, Range("0 or more", lambda value: 0 <= value < math.inf)]
+Rate = Annotated[float, Range("a positive number", lambda value: 0 < value < math.inf)]
+Decay = Annotated[float, Range("above 0 and at most 1", lambda value: 0 < value <= 1)]
+Share = Annotated[float, Range("at least 0 and below 1", lambda value: 0 <= value < 1)]
+Seed = Annotated[int, Range("between 0 and 4294967295", lambda value: 0 <= value < 2**32)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Options):
-    """Everything that decides a run."""
+    """Train a network and print its test accuracy."""
 
-    model: str = option(
-        "vgg16", f"the network, one of {MODELS}", MODEL, metavar="NAME", group="network and data"
+    model: Model = option(
+        "vgg16", f"the network, one of {MODELS}", metavar="NAME", group="network and data"
     )
-    dataset: str = option(
+    dataset: DataSet = option(
         "cifar10",
         f"the data, one of {DATASETS}; digits needs no network; a folder holds images of any size"
         " in PATH/train/CLASS and PATH/test/CLASS",
-        DATASET,
         metavar="NAME",
     )
-    data_dir: str | None = option(
-        None,
+    data_dir: str | None = optional(
         "where the data is or will be downloaded to: a TFDS directory, or one that holds a CIFAR"
-        " archive or its unpacked folder (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+        " archive or its unpacked folder (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)"
     )
-    workdir: str | None = option(
-        None, "the run directory (default: runs/DATASET-MODEL-TIME)", group="start and resume"
+    workdir: str | None = optional(
+        "the run directory (default: runs/DATASET-MODEL-TIME)", group="start and resume"
     )
     resume: bool = option(
         False,
@@ -80,86 +88,68 @@ class TrainConfig(Options):
         " options; only --epochs, --limit-steps and the options for logging and checkpoints can"
         " change",
     )
-    init_from: str | None = option(
-        None,
+    init_from: str | None = optional(
         "start from these weights and Adam moments: a torch .ckpt/.pt/.pth, a .safetensors file, a"
         " ported checkpoint, a run directory, or pretrained; for other classes the last layer is"
-        " drawn anew",
+        " drawn anew"
     )
     ema: bool = option(False, "use the exponential moving average in the torch file of --init-from")
-    epochs: int = option(1, "passes over the training images", POSITIVE, group="training")
-    limit_steps: int | None = option(
-        None,
-        "end after this many steps in all, to try a run out (default: --epochs)",
-        POSITIVE,
+    epochs: Positive = option(1, "passes over the training images", group="training")
+    limit_steps: Positive | None = optional(
+        "end after this many steps in all, to try a run out (default: --epochs)"
     )
-    batch_size: int = option(100, "images per step; the last partial batch is dropped", POSITIVE)
-    learning_rate: float | None = option(
-        None,
-        "Adam's initial learning rate (default: 0.001, or that of the torch Adam in --init-from)",
-        Range("a positive number", lambda value: 0 < value < math.inf),
+    batch_size: Positive = option(100, "images per step; the last partial batch is dropped")
+    learning_rate: Rate | None = optional(
+        "Adam's initial learning rate (default: 0.001, or that of the torch Adam in --init-from)"
     )
-    decay_rate: float = option(
-        1 / 3,
-        "factor on the learning rate at each decay, also as a fraction (1: no decay)",
-        Range("above 0 and at most 1", lambda value: 0 < value <= 1),
+    decay_rate: Decay = option(
+        1 / 3, "factor on the learning rate at each decay, also as a fraction (1: no decay)"
     )
-    decay_epochs: int = option(
-        20, "epochs between two decays (20 in the original's code, 1 in its report)", POSITIVE
+    decay_epochs: Positive = option(
+        20, "epochs between two decays (20 in the original's code, 1 in its report)"
     )
-    warmup_epochs: int = option(
-        0, "epochs in which the learning rate first rises, linearly at each step", NOT_NEGATIVE
+    warmup_epochs: Count = option(
+        0, "epochs in which the learning rate first rises, linearly at each step"
     )
-    weight_decay: float = option(
-        0.0,
-        "AdamW's decoupled weight decay (torch's AdamW: 0.01; 0: Adam)",
-        Range("0 or a positive number", lambda value: 0 <= value < math.inf),
+    weight_decay: NotNegative = option(
+        0.0, "AdamW's decoupled weight decay (torch's AdamW: 0.01; 0: Adam)"
     )
-    dropout_rate: float = option(0.5, "dropout before VGG's linear layers", SHARE)
+    dropout_rate: Share = option(0.5, "dropout before VGG's linear layers")
     augment: Literal["auto", "crop-flip", "crop", "none"] = option(
         "auto",
         "random crop (4 pixels of zero padding) and horizontal flip; auto: crop-flip for CIFAR,"
         " none for digits, crop for a folder, because a mirrored letter or sign can change meaning",
     )
-    val_fraction: float = option(
+    val_fraction: Share = option(
         0.0,
         "share of the training images held out for validation, the same ones for every seed; the"
         " best checkpoint by validation is kept, too",
-        SHARE,
     )
     precision: Literal["float32", "bfloat16"] = option(
         "float32",
         "compute dtype; parameters stay float32. On a CPU, bfloat16 makes only the ResNet faster,"
         " and only with bfloat16 instructions (avx512_bf16, amx_bf16)",
     )
-    seed: int = option(
-        0,
-        "seeds the weights, the order of the images, crops, flips and dropout",
-        Range("between 0 and 4294967295", lambda value: 0 <= value < 2**32),
-    )
+    seed: Seed = option(0, "seeds the weights, the order of the images, crops, flips and dropout")
     on_nonfinite: Literal["stop", "skip"] = option(
-        "stop",
-        "if a loss is not finite: stop, or skip and count each update that is not finite",
+        "stop", "if a loss is not finite: stop, or skip and count each update that is not finite"
     )
-    coordinator: str | None = option(
-        None,
+    coordinator: Address | None = optional(
         "for training with several processes: HOST:PORT of process 0, the same for all; auto"
         " takes this and the next two from Slurm, Kubernetes, Open MPI or the TPU",
         metavar="HOST:PORT",
         group="several processes",
     )
-    num_processes: int | None = option(None, "how many processes train together", POSITIVE)
-    process_id: int | None = option(None, "the index of this process, from 0")
+    num_processes: Positive | None = optional("how many processes train together")
+    process_id: int | None = optional("the index of this process, from 0")
     report: bool = option(
         True, "do not write a report to WORKDIR/report", group="reports and checkpoints"
     )
-    log_every: int = option(100, "steps between two reported losses", POSITIVE)
-    checkpoint_every: int = option(
-        0,
-        "steps between two checkpoints, in addition to one after each epoch (0: none)",
-        NOT_NEGATIVE,
+    log_every: Positive = option(100, "steps between two reported losses")
+    checkpoint_every: Count = option(
+        0, "steps between two checkpoints, in addition to one after each epoch (0: none)"
     )
-    keep: int = option(3, "how many of the last checkpoints to keep", POSITIVE)
+    keep: Positive = option(3, "how many of the last checkpoints to keep")
     compile_cache: bool = option(True, COMPILE_CACHE)
 
     def __post_init__(self) -> None:
@@ -168,14 +158,10 @@ class TrainConfig(Options):
             raise UserError("--ema selects among the weights of --init-from: pass that, too")
         if self.resume and self.workdir is None:
             raise UserError("--resume needs --workdir, the directory of the run to continue")
-        numbers = (self.num_processes, self.process_id)
         by_hand = self.coordinator not in (None, "auto")
-        if (None in numbers) if by_hand else (numbers != (None, None)):
+        if {number is not None for number in (self.num_processes, self.process_id)} != {by_hand}:
             raise UserError("--coordinator HOST:PORT needs --num-processes and --process-id")
-        host, _, port = str(self.coordinator).rpartition(":")
-        if by_hand and not (host and port.isdecimal() and 0 < int(port) < 65536):
-            self.reject("coordinator", "HOST:PORT or auto")
-        if by_hand and not 0 <= int(str(self.process_id)) < int(str(self.num_processes)):
+        if by_hand and self.process_id not in range(self.num_processes or 0):
             self.reject("process_id", f"from 0 to --num-processes {self.num_processes} less one")
 
     @property
@@ -183,6 +169,10 @@ class TrainConfig(Options):
         """The augmentation, with ``auto`` resolved by the data set."""
         auto = AUTO_AUGMENTATION.get(self.dataset, "crop")
         return cast(Augmentation, auto if self.augment == "auto" else self.augment)
+
+    def recipe(self) -> Self:
+        """Return the options that repeat the run, in a directory of its own."""
+        return dataclasses.replace(self, workdir=None, resume=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options to save."""

@@ -2,8 +2,7 @@
 
 import base64
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,11 @@ with epy.lazy_imports():
     from sklearn import metrics
 
 PANELS = {
-    "loss": {"title": "loss (nats)"},
+    "loss": {"title": "loss (nats)", "yscale": "log"},  # a spike does not flatten the curve
     "accuracy": {"title": "accuracy (%)"},
     "learning_rate": {"title": "learning rate", "yscale": "log"},
     "images_per_second": {"title": "images per second"},
 }
-
-
-@contextmanager
-def default_style() -> Iterator[None]:
-    """Draw without the user's settings, which can ask for LaTeX."""
-    with style.context("default"):
-        yield
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
@@ -42,13 +34,13 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
                 rows = [r for r in records if r.get("split") == split and quantity in r]
                 steps, values = [r["step"] for r in rows], [factor * r[quantity] for r in rows]
                 marker = "*" if len(rows) == 1 else "o" if len(rows) < 20 else ""
-                label, color = split, None
+                look: Any = {"label": split}
                 if len(runs) > 1:
-                    label, color = f"{_text(name, 30)} {split}", f"C{index}"
+                    look = {"label": f"{_text(name, 30)} {split}", "color": f"C{index}"}
                 if rows:
-                    axes.plot(steps, values, line, marker=marker, label=label, color=color)
-        _cut_spikes(axes)
+                    axes.plot(steps, values, line, marker=marker, **look)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axes.yaxis.set_minor_formatter(ticker.LogFormatter())  # 2 instead of 2x10^0
         axes.grid(alpha=0.3)
         if axes.lines and len(runs) == 1:
             axes.legend(fontsize="small")
@@ -56,16 +48,6 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         legend: Any = {"loc": "outside lower center", "ncols": min(len(runs), 3)}
         figure.legend(handles=figure.axes[0].get_lines(), fontsize="small", **legend)
     return figure
-
-
-def _cut_spikes(axes: Any) -> None:
-    """Keep a few far larger values from flattening all others; the title says so."""
-    values = np.sort(np.concatenate([[0.0], *(line.get_ydata() for line in axes.lines)]))
-    values = values[np.isfinite(values)]
-    usual = values[-1 - max(1, len(values) // 20) :][0]
-    if axes.get_yscale() == "linear" and values[-1] > 5 * usual > 0:
-        axes.set_ylim(0, 1.2 * usual)
-        axes.set_title(f"{axes.get_title()}; peak of {values[-1]:.3g} cut off")
 
 
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Any:
@@ -105,11 +87,11 @@ def mistakes(
     return figure
 
 
-def save(figure: Any, path: Path) -> str:
-    """Write a figure to a PNG file and return it as a ``data:`` address."""
-    with warnings.catch_warnings():  # a name in a script that the font lacks shows as boxes
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(path, dpi=110)
+def save(path: Path, draw: Callable[..., Any], *data: Any) -> str:
+    """Draw a figure into a PNG file and return that as a ``data:`` address."""
+    with style.context("default"), warnings.catch_warnings():  # the user's can ask for LaTeX
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # shows as a box
+        draw(*data).savefig(path, dpi=110)
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from scipy import special
 
 from jaxcifar.config.options import command_line
 from jaxcifar.core.steps import Examples
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, regular_file
 from jaxcifar.files import atomic
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.reporting import figures
@@ -50,24 +49,20 @@ def save_outputs(
 
 def load_outputs(run: RunDirectory) -> TestOutputs | None:
     """Return the saved test outputs of a run, or None if they are missing or corrupt."""
-    path = run.report_dir / OUTPUTS_FILE
     try:
-        if not path.is_file():  # opening a pipe would wait for ever
-            return None
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with np.load(regular_file(run.report_dir / OUTPUTS_FILE), allow_pickle=False) as arrays:
             if sum(entry.file_size for entry in arrays.zip.filelist) > OUTPUTS_BYTES:
                 return None
-            step, names, logits, labels, *mistakes = (arrays[n] for n in TestOutputs._fields)
-        _ = score(logits, labels, names), logits[mistakes[0]]  # raises if an array does not fit
-        kinds = names.dtype.kind, mistakes[0].ndim, mistakes[1].dtype, mistakes[1].shape
-        if kinds != ("U", 1, np.uint8, (len(mistakes[0]), 32, 32, 3)):
+            step, names, logits, labels, wrong, images = (arrays[n] for n in TestOutputs._fields)
+        _ = score(logits, labels, names), logits[wrong]  # raises if an array does not fit
+        kinds = names.dtype.kind, wrong.ndim, images.dtype, images.shape
+        if kinds != ("U", 1, np.uint8, (len(wrong), 32, 32, 3)):
             return None
-        return TestOutputs(int(step), names.tolist(), logits, labels, *mistakes)
+        return TestOutputs(int(step), names.tolist(), logits, labels, wrong, images)
     except Exception:  # whatever a file raises that was cut short or is of another version
         return None
 
 
-@figures.default_style()
 def write_report(
     runs: Sequence[RunDirectory], outputs: Sequence[TestOutputs], output: str | Path | None = None
 ) -> Path:
@@ -80,27 +75,25 @@ def write_report(
     output = Path(output or (runs[0].report_dir if len(runs) == 1 else "report"))
     output.mkdir(parents=True, exist_ok=True)
     records = {name: run.read_metrics() for name, run in zip(names, runs, strict=True)}
-    curves = figures.save(figures.curves(records), output / "curves.png")
+    curves = figures.save(output / "curves.png", figures.curves, records)
     sections = []
     for number, (name, run, test) in enumerate(zip(names, runs, outputs, strict=True), start=1):
         suffix = ".png" if len(runs) == 1 else f"-{number}.png"
-        config, environment = run.read_config(), run.read_environment()
-        options = replace(config, workdir=None, resume=False)
         step, classes, logits, labels, wrong, images = test
-        scores = score(logits, labels, classes)
-        confusion = figures.confusion(scores.confusion, classes)
-        mistakes = figures.mistakes(images, labels[wrong], logits[wrong], classes)
+        config, scores = run.read_config(), score(logits, labels, classes)
+        shown = images, labels[wrong], logits[wrong], classes
+        path, worst = output / f"confusion{suffix}", output / f"mistakes{suffix}"
         sections.append(
             {
                 "name": name,
                 "step": step,
                 "scores": scores,
                 "confusions": confusions(scores),
-                "confusion": figures.save(confusion, output / f"confusion{suffix}"),
-                "mistakes": figures.save(mistakes, output / f"mistakes{suffix}"),
-                "command": command_line(options, "jaxcifar", "train"),
+                "confusion": figures.save(path, figures.confusion, scores.confusion, classes),
+                "mistakes": figures.save(worst, figures.mistakes, *shown),
+                "command": command_line(config.recipe(), "jaxcifar", "train"),
                 "config": config.to_dict(),
-                "environment": environment,
+                "environment": run.read_environment(),
             }
         )
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")

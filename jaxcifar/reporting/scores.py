@@ -62,13 +62,11 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
     interval = stats.binomtest(int(correct.sum()), len(labels)).proportion_ci(method="wilson")
     bins = np.searchsorted(np.linspace(0, 1, 16)[1:-1], confidence)
     gaps = np.bincount(bins, weights=correct - confidence)  # in each bin, times its images
-    columns = metrics.precision_recall_fscore_support(
-        labels, predicted, labels=classes, zero_division=0
-    )
-    rows = zip(class_names, *(column.tolist() for column in columns), strict=True)
+    options: Any = {"labels": classes, "zero_division": 0}
+    columns = metrics.precision_recall_fscore_support(labels, predicted, **options)
     top5 = None
     if len(classes) > 5:
-        top5 = float(metrics.top_k_accuracy_score(labels, logits, k=5, labels=classes))
+        top5 = metrics.top_k_accuracy_score(labels, logits, k=5, labels=classes)
     return Scores(
         images=len(labels),
         accuracy=accuracy,
@@ -76,7 +74,7 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
         loss=loss,
         top5=top5,
         calibration_error=float(np.abs(gaps).sum() / len(labels)),
-        classes=tuple(ClassScores(*row) for row in rows),
+        classes=tuple(map(ClassScores, class_names, *(column.tolist() for column in columns))),
         confusion=metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
     )
 

@@ -102,8 +102,7 @@ def _report(run: Run, outputs: Outputs, step: int, totals: Metrics) -> None:
     skipped = int(totals.nonfinite)
     line = f"Epoch [{epoch + 1}/{run.config.epochs}], Step [{done + 1}/{run.steps_per_epoch}]"
     line += f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else "")
-    pace = outputs.progress.images_per_second
-    outputs.progress.result(line, f"training accuracy {100 * accuracy:.2f} %")
+    pace = outputs.progress.result(line, f"training accuracy {100 * accuracy:.2f} %")
     values = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "skipped": skipped or None}
     rate = float(run.schedule(step - 1))
     outputs.metrics.write(step, "train", **values, learning_rate=rate, images_per_second=pace)

@@ -7,6 +7,7 @@ import logging
 import shlex
 import subprocess
 import sys
+from typing import get_args
 
 import jax
 import pytest
@@ -14,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxcifar import TrainConfig, UserError, cli, train
-from jaxcifar.config.options import choices, fields_with_types, flag
+from jaxcifar.config.options import fields_with_types, flag
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.runtime import distributed, setup
 
 # What an operating system can pass: no NUL, no lone surrogates.
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12)
 numbers = st.integers(-3, 300) | st.floats()
-literals = [name for _, kind in fields_with_types(TrainConfig) for name in choices(kind)]
+literals = [name for _, kind, _ in fields_with_types(TrainConfig) for name in get_args(kind)]
 odd = "1/0 1e999 -1 0x10 auto localhost:1 [::1]:99999 digits cifar100 folder:~x . / /dev/null"
 words = text | numbers.map(str) | st.sampled_from([*literals, *odd.split()])
 fuzz = settings(
@@ -70,8 +71,8 @@ def test_only_given_flags_are_parsed():
         ("train --model VGG-16", "one of vgg16, vgg16_bn, resnet50_layer4, FILE.py:NAME or"),
         ("train --model VGG-16", "got 'VGG-16'; did you mean vgg16?"),
         ("train --batchsize=1", "--batchsize=1; did you mean --batch-size? (see --help)"),
-        ("evaluate --chekpoint x", "are required: --checkpoint; did you mean --checkpoint?"),
-        ("train --decay-rate 1/0", "argument --decay-rate: invalid fraction value"),
+        ("evaluate --chekpoint x", "are required: --checkpoint (see --help)"),
+        ("train --decay-rate 1/0", "--decay-rate must be above 0 and at most 1, got nan"),
         ("train --epoch 1", "unrecognized arguments: --epoch 1; did you mean --epochs?"),
         ("train --learning-rate nan", "--learning-rate must be a positive number"),
         ("train --batch-size 100000 --dataset digits", "--batch-size 100000 is more than the 1437"),
@@ -103,13 +104,11 @@ def test_warnings_and_notes_of_a_command_are_lines_on_stderr(run, monkeypatch):
     log = logging.getLogger("jaxcifar.somewhere")
 
     def main(config):
-        log.info("took %s", "this\x1b[31m")
+        log.info("took %s", "this\r\x1b[31m")
         log.warning("beware")
-        print("a path\r\x1b[2Jof two\nlines")
 
     monkeypatch.setattr(train, "main", main)
-    notes = "took this?[31m\nWarning: beware\n"
-    assert run("train") == (0, "a path ?[2Jof two\nlines\n", notes)
+    assert run("train") == (0, "", "took this ?[31m\nWarning: beware\n")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +153,7 @@ def test_help_lists_the_commands_and_every_option(run):
 @fuzz
 @given(data=st.data())
 def test_random_arguments_end_with_0_or_2(name, run, data):
-    flags = [flag(field.name) for field in dataclasses.fields(cli.COMMANDS[name].options)]
+    flags = [flag(field.name) for field in dataclasses.fields(cli.COMMANDS[name])]
     flags += ["--no-compile-cache", "--help", "--", "--unknown"]
     part = st.tuples(st.sampled_from(flags), words).map(list) | st.lists(words, max_size=1)
     argv = [word for part in data.draw(st.lists(part, max_size=6)) for word in part]

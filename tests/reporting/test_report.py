@@ -164,13 +164,13 @@ def test_the_confusion_matrix_has_its_place_beside_long_names(count, length):
     assert len({label.get_text() for label in axes.get_xticklabels()}) == count
 
 
-@pytest.mark.parametrize(("first", "top"), [([900.0, 300.0], 3.0), ([2.3, float("nan")], 2.5)])
-def test_a_spike_does_not_flatten_the_curves(first, top):
-    losses = [*first, *np.linspace(2, 0.1, 60)]
+def test_a_spike_does_not_flatten_the_curves():
+    losses = [900.0, np.nan, *np.linspace(2, 0.1, 60)]
     records = [{"split": "train", "step": i, "loss": loss} for i, loss in enumerate(losses)]
     axes = figures.curves({"run": records}).axes[0]
-    assert 2 < axes.get_ylim()[1] < top
-    assert ("peak of 900 cut off" in axes.get_title()) == (first[0] == 900)
+    bottom, top = axes.get_ylim()
+    assert top > 900
+    assert np.log(2 / 0.1) > 0.25 * np.log(top / bottom)  # in the picture, as the scale has it
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
