@@ -44,10 +44,10 @@ def main(config: PortConfig) -> None:
         if Path(config.report).resolve() == target.resolve():
             raise UserError(f"{target} cannot be the output and the report: choose another name")
     target_format = config.to or weights.format_of(target)
-    read = partial(weights.load, input_shape=config.input_shape)
-    chosen = partial(read, ema=config.ema, prefix=config.prefix)
+    load = partial(weights.load, input_shape=config.input_shape)
+    chosen = partial(load, ema=config.ema, prefix=config.prefix)
     try:
-        loaded = chosen(source, model=config.model, optimizer=True, digests=True)
+        loaded = chosen(source, model=config.model, optimizer=True)
     except torch_match.PortError as error:
         if config.model:
             print(error.table())
@@ -56,12 +56,11 @@ def main(config: PortConfig) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(loaded.variables["params"]))
     counts = f"{len(tensors)} tensors, {parameters:,} parameters"
     print(f"{one_line(str(source))} is {loaded.model} with {loaded.num_classes} classes: {counts}")
-    dtypes, digests = loaded.torch_dtypes, loaded.source_digests
-    if unusual := [dtype for dtype in dtypes.values() if dtype]:
+    name, dtypes, read = loaded.model, loaded.torch_dtypes, loaded.source
+    if unusual := [dtype for dtype in dtypes.values() if dtype not in ("", "float32", "int64")]:
         taken = f"{len(unusual)} tensors of {', '.join(sorted({*unusual}))}"
         print(f"  took {taken} into the model's dtypes, unchanged in value")
-    nonfinite = [key for key, array in tensors.items() if not np.isfinite(array).all()]
-    if nonfinite:
+    if nonfinite := [key for key, array in tensors.items() if not np.isfinite(array).all()]:
         log.warning("%s: not all finite: %s", source, ", ".join(nonfinite))
     report = {
         "input": {"path": str(source), "sha256": None if source.is_dir() else sha256(source)},
@@ -79,15 +78,14 @@ def main(config: PortConfig) -> None:
         if new is not None:
             metadata = {"source": report["input"], "normalization": report["normalization"]}
             weights.write(new, loaded, target_format, metadata)
-            name = loaded.model
             del loaded, tensors  # they need not stay in memory
-            loaded = read(new, model=name)
+            loaded = load(new, model=name)
         tensors = torch_names.torch_view(loaded.variables)
-        casts = ((key, torch_names.cast(key, tensors[key], digests[key][0])) for key in digests)
-        changed = [key for key, array in casts if digest(array) != digests[key][1]]
-        if changed or loaded.torch_dtypes != dtypes:
+        casts = {key: torch_names.cast(key, tensors[key], read[key].dtype) for key in read}
+        changed = [key for key in read if digest(casts[key]) != digest(read[key])]
+        if changed or (dtypes and loaded.torch_dtypes != dtypes):
             raise UserError(f"{', '.join(changed)} came back changed: please report this bug")
-        print(f"round trip: {len(digests)} of {len(digests)} tensors bit-identical")
+        print(f"round trip: {len(read)} of {len(read)} tensors bit-identical")
         report["verification"] = _compare(config, loaded) if config.verify else None
     wrote = one_line(f"wrote {target} ({target_format})")
     print("dry run: nothing written" if config.dry_run else wrote)
@@ -129,10 +127,8 @@ def _compare(config: PortConfig, loaded: weights.Weights) -> dict[str, Any] | No
     if not rows[-1].largest:
         log.warning("all logits are 0: the comparison proves little")
     if infinite := [row.name for row in rows if not math.isfinite(row.largest)]:
-        advice = "train again, or port it with --no-verify"
-        raise UserError(
-            f"in torch, {infinite[0]} gives NaN or infinity: nothing was written; {advice}"
-        )
+        problem = f"in torch, {infinite[0]} gives NaN or infinity: nothing was written"
+        raise UserError(f"{problem}; train again, or port it with --no-verify")
     if bad := [row for row in rows if not row.equal]:
         worst = max(bad, key=lambda row: row.relative)
         problem = f"{len(bad)} of {len(rows)} outputs differ from torch's, first {bad[0].name}"

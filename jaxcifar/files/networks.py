@@ -1,13 +1,12 @@
 """Networks by name: the built-in ones, and the user's own code."""
 
 import importlib
-import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,14 +49,11 @@ def call(name: str, flag: str, options: dict[str, Any]) -> Any:
         if not source or not attribute:
             raise ValueError("expected FILE.py:NAME or package.module:NAME")
         function = getattr(_load(source), attribute)
-        parameters: Mapping[str, inspect.Parameter] = {}
-        with suppress(ValueError):  # what is written in C may have no signature
-            parameters = inspect.signature(function).parameters
-        taken = {key: value for key, value in options.items() if key in parameters}
+        parameters = inspect.signature(function).parameters
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             with suppress(TypeError):  # it may hand them on to what does not take them
                 return function(**options)
-        return function(**taken)
+        return function(**{key: value for key, value in options.items() if key in parameters})
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UserError(f"{flag} {name}: {type(error).__name__}: {error}") from error
 
@@ -72,13 +68,8 @@ def _load(source: str) -> ModuleType:
     if not source.endswith(".py"):
         sys.path.append(os.getcwd())  # as python -m has it
         return importlib.import_module(source)
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"there is no file {source}")
-    spec = importlib.util.spec_from_file_location(source, source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[source] = module  # for its dataclasses
     sys.path.append(str(Path(source).parent))  # for what it imports from beside it
-    spec.loader.exec_module(module)
+    module = sys.modules[source] = ModuleType(source)  # where its dataclasses are looked up
+    module.__file__ = source
+    SourceFileLoader(source, source).exec_module(module)
     return module

@@ -6,7 +6,6 @@ from pathlib import Path
 from etils import epy
 
 from jaxcifar.errors import UserError
-from jaxcifar.files.digest import sha256
 from jaxcifar.files.run import weights_path
 
 with epy.lazy_imports():
@@ -22,7 +21,7 @@ IN_CLONE = Path(__file__).parents[2] / "weights"
 def resolve(path: str | Path, model: str | None) -> Path:
     """Return where weights are: ``"pretrained"``, ``RUN:best`` or a path.
 
-    Downloads pretrained weights if they are not in the clone. Raises ``UserError``.
+    Downloads pretrained weights that are not there, or are others. Raises ``UserError``.
     """
     if str(path) != PRETRAINED:
         return weights_path(path)
@@ -30,16 +29,12 @@ def resolve(path: str | Path, model: str | None) -> Path:
         names = " or ".join(SHA256)
         raise UserError(f"there are pretrained weights for {names} only: choose with --model")
     name = f"{model}.safetensors"
-    if (file := IN_CLONE / name).exists():
-        if sha256(file) != SHA256[model]:
-            raise UserError(f"{file} is not the file of this version: restore it with git checkout")
-        return file
     entries = importlib.metadata.metadata("jaxcifar").get_all("Project-URL") or []
     url = f"{dict(entry.split(', ') for entry in entries)['weights']}/{name}"
-    cache = pooch.os_cache("jaxcifar")
+    folder = IN_CLONE if (IN_CLONE / name).exists() else pooch.os_cache("jaxcifar")
     try:
         download = pooch.HTTPDownloader(progressbar=True, timeout=8)
-        return Path(pooch.retrieve(url, SHA256[model], name, cache, downloader=download))
+        return Path(pooch.retrieve(url, SHA256[model], name, folder, downloader=download))
     except Exception as error:  # of requests, the checksum, or the disk
-        advice = f"put the file into {cache}, or pass its path"
+        advice = f"put the file into {folder}, or pass its path"
         raise UserError(f"could not download {url} ({error}): {advice}") from error

@@ -6,7 +6,6 @@ The path of a leaf is its key: only its last name (``TORCH_NAMES``) and the orde
 
 import logging
 import math
-import reprlib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -20,17 +19,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxcifar.core.models import INPUT_SHAPE, MODELS, abstract_variables
 from jaxcifar.errors import UserError, first_few
 from jaxcifar.files import networks, torch_files
-from jaxcifar.files.torch_match import BATCHES, Leaf, Leaves, Match, PortError, match
+from jaxcifar.files.torch_match import Leaf, Leaves, Match, PortError, Shape, check, match
 
 log = logging.getLogger(__name__)
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: our axes in torch's order
-MAX_CLASSES = 100_000  # a file of a few bytes can claim a tensor that fills the memory
-ADAM: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8}  # of core.state.make_optimizer
+ADAM: dict[str, Any] = {"betas": [0.9, 0.999], "eps": 1e-8}  # of core.state.make_optimizer
 ADAM |= {"weight_decay": 0, "amsgrad": False, "maximize": False}
-
-
-Shape = tuple[int, ...]
 
 
 def leaves(model: nn.Module, input_shape: Shape = INPUT_SHAPE) -> Leaves:
@@ -55,103 +50,72 @@ def _leaves(model: nn.Module, input_shape: Shape, widest: np.dtype) -> Leaves:  
 def identify(
     tensors: Mapping[str, Any],
     source: object,
-    model: str | None = None,
-    *,
-    input_shape: Shape = INPUT_SHAPE,
-    ema: bool = False,
-    prefix: str | None = None,
-) -> tuple[str, int, Match]:
-    """Return the name and number of classes of the model that the tensors are of, and where.
+    model: str | None,
+    input_shape: Shape,
+    ema: bool,
+    prefix: str | None,
+) -> tuple[str, Match]:
+    """Return the name of the model that the tensors are of, and where they are.
 
     ``model`` is the expected one; ``ema`` and ``prefix`` choose among several copies. Raises as
     ``match``.
     """
-
-    def find(name: str) -> tuple[str, int, Match]:
-        problem = f"is not {name}" if model else f"is no known model; the nearest is {name}"
-        expected = leaves(networks.create(name), input_shape)
-        found = match(tensors, expected, source, problem, ema=ema, prefix=prefix)
-        *_, last = expected
-        num_classes = next(iter(tensors[found.keys[last]].shape), 0) or 10
-        if num_classes > MAX_CLASSES:
-            raise UserError(f"{source} has {num_classes} classes, at most {MAX_CLASSES} can be")
-        network = networks.create(name, num_classes=num_classes)
-        copy = {key: tensors[name] for key, name in found.keys.items()}
-        check(f"{source} {problem}", leaves(network, input_shape), copy)
-        return name, num_classes, found
-
     errors = []
-    for name in (model,) if model else MODELS:
+    for name in [model, *MODELS] if model in MODELS else [model] if model else MODELS:
+        problem = f"is not {name}" if model else f"is no known model; the nearest is {name}"
+
+        def network(num_classes: int, name: str = name) -> Leaves:
+            return leaves(networks.create(name, num_classes=num_classes), input_shape)
+
         try:
-            return find(name)
+            found = match(tensors, network, source, problem, ema=ema, prefix=prefix)
         except PortError as error:
             errors.append(error)
-    for name in MODELS if model in MODELS else ():
-        try:
-            find(name)
-        except UserError:
             continue
-        raise UserError(f"{source} is {name}, not {model}: use --model {name}")
-    raise min(errors, key=lambda e: len(e.missing) + len(e.unexpected) + len(e.misshaped))
-
-
-def check(what: str, expected: Leaves, tensors: Mapping[str, Any]) -> None:
-    """Raise ``PortError`` if the tensors do not have the expected keys and shapes."""
-    error = PortError(what, expected, tensors)
-    if error.missing or error.unexpected or error.misshaped:
-        raise error
+        if model not in (None, name):
+            raise UserError(f"{source} is {name}, not {model}: use --model {name}")
+        return name, found
+    raise errors[0] if model else min(errors, key=lambda error: error.count)
 
 
 def to_flax(
-    tensors: Mapping[str, Any],
-    model: nn.Module,
-    *,
-    input_shape: Shape = INPUT_SHAPE,
-    only: str | None = None,
+    tensors: Mapping[str, Any], model: nn.Module, *, input_shape: Shape = INPUT_SHAPE
 ) -> dict[str, Any]:
     """Map a state dict, of numpy arrays or CPU tensors, to ``{"params": ..., "batch_stats": ...}``.
 
-    ``only`` is the one collection that it has. Returns new C-contiguous numpy arrays in the model's
-    dtypes. Raises ``PortError`` if keys do not fit, ``UserError`` if a value would change.
+    Returns new C-contiguous numpy arrays in the model's dtypes. Raises ``PortError`` if keys or
+    shapes do not fit.
     """
-    expected = leaves(model, input_shape)
-    expected = {k: leaf for k, leaf in expected.items() if only in (None, leaf.path[0])}
     if not isinstance(tensors, Mapping):
         raise UserError(f"a {type(tensors).__name__} is no state dict: pass model.state_dict()")
-    flat, _ = torch_files.flatten(tensors, "the state dict")
-    keys = match(flat, expected, "the state dict", "is not the model's").keys
-    tensors = {key: flat[name] for key, name in keys.items()}
-    check("the state dict is not the model's", expected, tensors)
-    arrays, tree = to_arrays(tensors, expected, "the state dict"), {}
-    for key, leaf in expected.items():
-        array = arrays.get(key, np.zeros((), leaf.dtype))
-        ours = array.transpose(np.argsort(TORCH_AXES[len(leaf.shape)]))
-        tree[leaf.path] = cast(key, ours, leaf.dtype)
-    return unflatten_dict(tree)
+    flat, _ = torch_files.flatten(tensors)
+    expected, source = leaves(model, input_shape), "the state dict"
+    found = match(flat, lambda _: expected, source, "is not the model's")
+    return to_tree(found.tensors, expected, source)[0]
 
 
-def to_arrays(tensors: Mapping[str, Any], expected: Leaves, source: object) -> dict[str, Any]:
-    """Return tensors of fitting shapes as numpy arrays that are exact in the model's dtypes.
+def to_tree(
+    tensors: Mapping[str, Any], expected: Leaves, source: object
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return tensors of fitting shapes as variables; counts that are missing are 0.
 
-    Others are cast as ``load_state_dict`` does, or left out if they are counts; that is logged.
+    Beside them the arrays that they were, by torch's keys. What is not exact in the model's dtypes
+    is cast as ``load_state_dict`` does, in both, and logged.
     """
-    arrays, rounded, unknown = {}, list[str](), list[str]()
-    for key, tensor in tensors.items():
-        array, leaf = torch_files.to_numpy(key, tensor), expected[key]
-        array = array[0, ...] if not leaf.shape and array.ndim == 1 and len(array) else array
-        result, exact = _convert(array, leaf.dtype)
-        if exact and array.shape == leaf.shape:
-            arrays[key] = array
-        elif key.endswith(BATCHES):
-            unknown.append(key)
-        else:
-            arrays[key] = result
+    tree, arrays, rounded = {}, {}, list[str]()
+    for key, leaf in expected.items():
+        tensor = tensors.get(key, np.zeros((), leaf.dtype))
+        array = torch_files.to_numpy(f"{source}: {key}", tensor)
+        array = array[0, ...] if array.ndim and not leaf.shape else array
+        ours = array.transpose(np.argsort(TORCH_AXES[len(leaf.shape)]))
+        tree[leaf.path], exact = _convert(ours, leaf.dtype)
+        if not exact:
             rounded.append(f"{key} ({array.dtype})")
+            array = tree[leaf.path].transpose(TORCH_AXES[array.ndim])
+        arrays[key] = array
     if rounded:
         log.info("%s: rounded to the model's dtypes, as in torch: %s", source, first_few(rounded))
-    if unknown:
-        log.info("%s: no counts, taken as 0: %s", source, first_few(unknown))
-    return arrays
+    return unflatten_dict(tree), {key: arrays[key] for key in tensors}
 
 
 def to_torch(
@@ -184,44 +148,38 @@ def _key(path: tuple[str, ...]) -> str:
     return ".".join([*module, TORCH_NAMES.get(name, name)])
 
 
-def adam_to_flax(optimizer: Any, model: nn.Module) -> tuple[optax.ScaleByAdamState, float]:
+def adam_to_flax(optimizers: list[Any], model: Leaves) -> tuple[optax.ScaleByAdamState, float]:
     """Map the state dict of a ``torch.optim.Adam``; also return its next update's learning rate.
 
     Parameters are matched by ``param_names`` if torch has saved them, else by their order. Raises
-    ``UserError`` if it is not Adam with the settings of training for this model.
+    if there are several, or not Adam with the settings of training for this model.
     """
-    if isinstance(optimizer, list) and len(optimizer) == 1:  # as Lightning keeps it
-        [optimizer] = optimizer
-    if not isinstance(optimizer, Mapping) or not optimizer.get("param_groups"):
-        raise UserError("it is not the state dict of one optimizer: it has no param_groups")
+    [optimizer] = optimizers
     groups, states = optimizer["param_groups"], optimizer["state"]
-    for name, expected in ADAM.items():
-        for value in (group.get(name, expected) for group in groups):
-            values = value if isinstance(value, list | tuple) else ()
-            nested = any(isinstance(each, list | tuple) for each in values)  # may hold itself
-            if nested or not np.array_equal(value, expected):
-                found = f"{name} {reprlib.repr(value):.80}"
-                raise UserError(f"the optimizer has {found}, training has {expected}")
-    keys = [key for key, leaf in leaves(model).items() if leaf.path[0] == "params"]
+    for name, usual in ADAM.items():
+        for value in (group.get(name, usual) for group in groups):
+            many = isinstance(value, list | tuple)
+            if (found := [float(each) for each in value] if many else float(value)) != usual:
+                raise UserError(f"the optimizer has {name} {found}, training has {usual}")
+    expected = {key: leaf for key, leaf in model.items() if leaf.path[0] == "params"}
     indices = [index for group in groups for index in group["params"]]
-    if len(indices) != len(keys) or set(states) != set(indices):
-        found = f"a state for {len(states)} of {len(indices)} parameters"
-        raise UserError(f"the optimizer has {found}, the model has {len(keys)}")
+    if len(indices) != len(expected) or set(states) != set(indices):
+        problem = f"the optimizer has a state for {len(states)} of {len(indices)} parameters"
+        raise UserError(f"{problem}, the model has {len(expected)}")
     names = [name for group in groups for name in group.get("param_names", ())]
-    if set(names) != set(keys):
-        if indices != list(range(len(keys))):
+    if set(names) != set(expected):
+        if indices != [*range(len(expected))]:
             raise UserError("the optimizer does not have its parameters in the model's order")
-        names = keys
-    if not all({"step", "exp_avg", "exp_avg_sq"} <= set(state) for state in states.values()):
-        raise UserError("the optimizer is not Adam: it keeps no step, exp_avg and exp_avg_sq")
+        names = [*expected]
     steps = sorted({float(state["step"]) for state in states.values()})
     rates = sorted({float(group["lr"]) for group in groups})
     if len(steps) > 1 or len(rates) > 1 or not (0 <= steps[0] < 2**31 and 0 <= rates[0] < math.inf):
         raise UserError(f"the optimizer has steps {steps} and rates {rates}: expected one of each")
 
     def moment(which: str) -> Any:
-        moments = {name: states[index][which] for name, index in zip(names, indices, strict=True)}
-        return to_flax(moments, model, only="params")["params"]
+        tensors = {name: states[index][which] for name, index in zip(names, indices, strict=True)}
+        check(f"its {which} is not the model's", expected, tensors)
+        return to_tree(tensors, expected, which)[0]["params"]
 
     count: Any = np.asarray(steps[0], np.int32)
     return optax.ScaleByAdamState(count, moment("exp_avg"), moment("exp_avg_sq")), rates[0]
@@ -237,14 +195,10 @@ def cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _convert(array: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, bool]:
     """Return an array in another dtype, C-contiguous, and whether all values are the same."""
-    real = array.real if array.dtype.kind == "c" else array
     with np.errstate(all="ignore"):  # what overflows is not exact
-        if {array.dtype.name, dtype.name} == {"bfloat16", "float32"}:
-            # These differ by 16 bits; astype would lose a NaN's payload.
-            bits = array.view(f"u{array.itemsize}").astype("u4", order="C")
-            bits = bits << 16 if dtype == np.float32 else bits >> 16
-            result = bits.astype(f"u{dtype.itemsize}").view(dtype)
+        if (array.dtype.name, dtype.name) == ("float32", "bfloat16"):
+            bits = array.view("u4") >> 16  # astype would lose a NaN's payload
+            result = bits.astype("u2", order="C").view(dtype)
         else:
-            result = real.astype(dtype, order="C")
-        same = np.array_equal(result.astype(real.dtype), real, equal_nan=True)
-    return result, same and real is array
+            result = array.real.astype(dtype, order="C")
+        return result, np.array_equal(result.real.astype(array.dtype), array, equal_nan=True)

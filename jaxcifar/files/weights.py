@@ -24,6 +24,8 @@ from jaxcifar.files.checkpoints import DIGEST, METADATA_FILE, last_step, read_in
 from jaxcifar.files.digest import digest
 
 Format = Literal["orbax", "safetensors", "torch"]
+FORMATS: dict[str, Format] = dict.fromkeys((".ckpt", ".pt", ".pth", ".bin", ".t7", ".tar"), "torch")
+FORMATS[".safetensors"] = "safetensors"
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +39,11 @@ class Weights(NamedTuple):
     variables: dict[str, Any]  # {"params": ..., "batch_stats": ...}, of numpy arrays
     adam: optax.ScaleByAdamState | None = None
     learning_rate: float | None = None  # where a torch optimizer stopped
-    torch_dtypes: Mapping[str, str] = MappingProxyType({})  # by torch key, if unusual; "" is none
+    torch_dtypes: Mapping[str, str] = MappingProxyType({})  # by torch key; "" is none
     dataset: str | None = None  # that a run was trained on
     class_names: tuple[str, ...] | None = None  # in the order of the logits
     input_shape: tuple[int, ...] = INPUT_SHAPE
-    source_digests: Mapping[str, tuple[np.dtype, str]] = MappingProxyType({})  # by torch key
+    source: Mapping[str, np.ndarray] = MappingProxyType({})  # as read, by torch key
 
     def check_classes(self, source: str, dataset: str, names: Sequence[str]) -> None:
         """Raise ``UserError`` if a data set has more or fewer classes; warn if others."""
@@ -67,71 +69,52 @@ def load(
     ema: bool = False,
     prefix: str | None = None,
     optimizer: bool = False,
-    digests: bool = False,
 ) -> Weights:
     """Read the weights of a run, ``RUN:best``, a checkpoint, a file, or ``"pretrained"``.
 
     ``model`` is the expected one, ``input_shape`` of its images. ``ema`` and ``prefix`` choose one
-    of several copies in a torch file, ``optimizer`` reads Adam's state, too, ``digests`` computes
-    those of the source. Raises ``UserError`` or ``OSError`` without good weights.
+    of several copies in a torch file, ``optimizer`` reads Adam's state, too. Raises ``UserError``
+    or ``OSError`` without good weights.
     """
     path = pretrained.resolve(path, model)
-    is_folder = path.is_dir()
-    if ema and is_folder:
-        raise UserError(f"--ema is for torch files, and {path} is a folder")
-    tensors, state, info = _read_orbax(path) if is_folder else torch_files.read(path)
+    tensors, optimizers, info = _read_orbax(path) if path.is_dir() else torch_files.read(path)
     saved = info.get("model")
     if saved and is_own(saved) and model is None:
         raise UserError(f"{path} is of your own network {saved}: name it with --model")
-    name, num_classes, found = torch_names.identify(
-        *(tensors, path, model or saved), input_shape=input_shape, ema=ema, prefix=prefix
-    )
+    name, found = torch_names.identify(tensors, path, model or saved, input_shape, ema, prefix)
     for note in found.notes:
         log.info("%s: %s", path, note)
-    network = networks.create(name, num_classes=num_classes)
-    leaves = torch_names.leaves(network, input_shape)
-    try:
-        copy = {key: tensors[name] for key, name in found.keys.items()}
-        arrays = torch_names.to_arrays(copy, leaves, path)
-        variables = torch_names.to_flax(arrays, network, input_shape=input_shape)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    for tied in _tied(arrays):
-        log.info("%s: %s are one tensor, here each has its own copy", path, " and ".join(tied))
+    variables, source = torch_names.to_tree(found.tensors, found.leaves, path)
     adam, rate = None, info.get("learning_rate_of_torch")
-    if optimizer and state is not None and not is_folder and found.averaged:
-        log.info("%s: left the optimizer: it belongs to the weights before averaging", path)
-    elif optimizer and state is not None:
+    if optimizer and optimizers:
         try:
-            adam, rate = (state, rate) if is_folder else torch_names.adam_to_flax(state, network)
+            if found.averaged:
+                raise UserError("it belongs to the weights before averaging")
+            if path.is_dir():
+                adam = optimizers[0]
+            else:
+                adam, rate = torch_names.adam_to_flax(optimizers, found.leaves)
             suffix = "" if rate is None else f", learning rate {rate:g}"
             log.info("%s: took Adam's moments after %d steps%s", path, adam.count, suffix)
         except Exception as error:  # it can be anything, and the weights do not need it
             reason = error if isinstance(error, UserError) else f"it is malformed ({error!r:.80})"
             log.warning("%s: left the optimizer: %s", path, reason)
-    dtypes = {key: array.dtype.name for key, array in arrays.items()}
-    usual = {k: "int64" if x.dtype.kind == "i" else "float32" for k, x in leaves.items()}
-    unusual = {key: dtypes.get(key, "") for key in usual if dtypes.get(key, "") != usual[key]}
+    dtypes = {key: source[key].dtype.name if key in source else "" for key in found.leaves}
     return Weights(
-        *(name, num_classes, variables, adam, rate, info.get("torch_dtypes", unusual)),
+        *(name, found.num_classes, variables, adam, rate, info.get("torch_dtypes", dtypes)),
         dataset=info.get("dataset"),
-        class_names=_class_names(info.get("class_names"), num_classes),
+        class_names=_class_names(info.get("class_names"), found.num_classes),
         input_shape=input_shape,
-        source_digests={k: (a.dtype, digest(a)) for k, a in arrays.items()} if digests else {},
+        source=source,
     )
 
 
 def format_of(path: str | Path) -> Format:
     """Return the format of a file's suffix, without one Orbax's; else raise ``UserError``."""
     suffix = Path(path).suffix.lower()
-    if suffix in torch_files.SUFFIXES:
-        return "torch"
-    if suffix not in ("", ".safetensors"):
-        known = ", ".join((*torch_files.SUFFIXES, ".safetensors"))
-        raise UserError(
-            f"{path}: the suffix {suffix} is none of {known}, nor is it none: pass --to"
-        )
-    return "safetensors" if suffix else "orbax"
+    if suffix and suffix not in FORMATS:
+        raise UserError(f"{path}: unknown format; use {', '.join(FORMATS)}, no suffix, or --to")
+    return FORMATS.get(suffix, "orbax")
 
 
 def write(path: str | Path, weights: Weights, format: Format, metadata: Mapping[str, Any]) -> None:
@@ -163,15 +146,11 @@ def write(path: str | Path, weights: Weights, format: Format, metadata: Mapping[
 
 def to_torch(weights: Weights) -> dict[str, np.ndarray]:
     """Return the state dict, in torch's order and with the dtypes of the source."""
-    return torch_names.to_torch(
-        weights.variables,
-        weights.build(),
-        input_shape=weights.input_shape,
-        dtypes=weights.torch_dtypes,
-    )
+    model, shape, dtypes = weights.build(), weights.input_shape, weights.torch_dtypes
+    return torch_names.to_torch(weights.variables, model, input_shape=shape, dtypes=dtypes)
 
 
-def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]:
+def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], list[Any], dict[str, Any]]:
     run = path.absolute() / "checkpoints"
     parent = run if run.is_dir() else path.absolute()
     step = last_step(parent)
@@ -189,23 +168,12 @@ def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], Any, dict[str, Any]]
         tree = ocp.load(folder, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), leaves))
         if info[DIGEST] != digest(tree):
             raise ValueError("its values do not have the digest of its metadata")
-        arrays = torch_names.torch_view(
-            {name: tree.get(name, {}) for name in ("params", "batch_stats")}
-        )
-        adam = optax.ScaleByAdamState(**tree["opt_state"][0]) if "opt_state" in tree else None
+        variables = {name: tree.get(name, {}) for name in ("params", "batch_stats")}
+        adam = [optax.ScaleByAdamState(**tree["opt_state"][0])] if "opt_state" in tree else []
     except Exception as error:  # whatever tensorstore and Orbax raise on bad bytes
         problem = f"is no whole checkpoint ({str(error) or repr(error):.150}): copy it again"
         raise UserError(f"{folder} {problem}") from error
-    return arrays, adam, info
-
-
-def _tied(arrays: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """Return the keys that share a tensor in the file."""
-    owners: dict[Any, list[str]] = {}
-    for key, array in arrays.items():
-        place = array.__array_interface__["data"][0]
-        owners.setdefault((place, array.shape, array.strides), []).append(key)
-    return [keys for keys in owners.values() if len(keys) > 1]
+    return torch_names.torch_view(variables), adam, {"torch_dtypes": {}, **info}
 
 
 def _class_names(value: Any, count: int) -> tuple[str, ...] | None:

@@ -88,7 +88,7 @@ def test_files_keep_every_bit_and_force_replaces_all_but_the_input(name, checkpo
         ("resnet", [], "resnet: unknown format; use .ckpt, .pt, .pth, .safetensors or .stablehlo"),
         ("nowhere/x.ckpt", [], "nowhere: create it first"),
         ("/proc/x.ckpt", [], "/proc cannot be written to"),
-        ("x.ckpt", ["--ema"], "--ema is for torch files"),
+        ("x.ckpt", ["--ema"], "has no such copy, but the bare keys"),
     ],
 )
 def test_bad_input_writes_nothing(output, flags, message, checkpoint, untouched):

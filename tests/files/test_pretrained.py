@@ -55,7 +55,7 @@ def installed(monkeypatch, tmp_path):
     (served / "tiny.safetensors").write_bytes(content)
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=served)
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    monkeypatch.setattr(pretrained, "IN_CLONE", tmp_path)
+    monkeypatch.setattr(pretrained, "IN_CLONE", tmp_path / "none")
     monkeypatch.setattr(pretrained, "SHA256", {"tiny": hashlib.sha256(content).hexdigest()})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -20,7 +20,8 @@ def test_the_map_is_torchs_in_both_directions(name):
     from tests.porting import files, torch_reference
 
     module, model = torch_reference.random_module(name), create_model(name)
-    assert torch_names.identify(module.state_dict(), "x")[:2] == (name, 10)
+    found = torch_names.identify(module.state_dict(), "x", None, (32, 32, 3), False, None)
+    assert (found[0], found[1].num_classes) == (name, 10)
     variables = to_flax(module.state_dict(), model)
     assert_same(variables, torch_reference.to_flax(module.state_dict(), module))
     assert all(leaf.flags.c_contiguous for leaf in jax.tree.leaves(variables))

