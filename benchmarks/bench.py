@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jaxcifar.runtime import environment
+from jaxcifar.runtime import process
 
 MEASURE = Path(__file__).with_name("measure.py")
 MODELS = ("vgg16", "resnet50_layer4")
@@ -115,7 +115,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor,
         "cores": os.cpu_count(),
-        **environment.versions((*environment.PACKAGES, "torch")),
+        **process.versions("torch"),
     }
 
 

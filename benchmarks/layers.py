@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    process.keep_freed_memory()
+    memory.keep_freed()
     repeats, results = arguments.repeats, []
     for dtype in arguments.precision:
         peak = matmul_peak(dtype, repeats)

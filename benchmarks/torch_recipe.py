@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy, pad
 
 from jaxcifar import TrainConfig, cli, data
 from jaxcifar.core.augment import CROP_PADDING, MEAN, STD
-from jaxcifar.files.run import RunDirectory
+from jaxcifar.files.run import MetricWriter, RunDirectory
 from jaxcifar.porting.torch_models import create_torch_model
-from jaxcifar.runtime import environment
+from jaxcifar.runtime import process
 
 
 def initialise(module: nn.Module, model: str) -> None:
@@ -75,9 +75,9 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
     run = RunDirectory.for_run(config)
     run.path.mkdir(parents=True, exist_ok=True)
-    versions = environment.versions((*environment.PACKAGES, "torch"))
-    run.write_config(config, {**environment.describe(), "versions": versions})
-    metrics = run.open_metrics(0)
+    versions = process.versions("torch")
+    run.write_config(config, {**process.describe(), "versions": versions})
+    metrics = MetricWriter(run, 0)
     for epoch in range(config.epochs):
         place = f"Epoch [{epoch + 1}/{config.epochs}]"
         module.train()

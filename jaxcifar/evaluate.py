@@ -22,7 +22,7 @@ from jaxcifar.core.steps import Examples
 from jaxcifar.errors import one_line
 from jaxcifar.files import weights
 from jaxcifar.reporting.scores import Scores, score, table
-from jaxcifar.runtime import process
+from jaxcifar.runtime import memory, process
 
 
 @short_repr
@@ -70,7 +70,7 @@ def test_logits(
 
         def on_batch(count: int) -> None:
             bar.update(count)
-            process.keep_freed_memory()
+            memory.keep_freed()
 
         return inference.logits(state, images, batch_size=batch_size, mesh=mesh, on_batch=on_batch)
 

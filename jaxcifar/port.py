@@ -26,7 +26,7 @@ from jaxcifar.errors import UserError, one_line
 from jaxcifar.files import atomic, pretrained, torch_match, torch_names, weights
 from jaxcifar.files.digest import digest, sha256
 from jaxcifar.porting import compare
-from jaxcifar.runtime import environment, process
+from jaxcifar.runtime import process
 
 RANDOM_IMAGES = 16
 
@@ -72,7 +72,7 @@ def main(config: PortConfig) -> None:
         "adam_steps": None if loaded.adam is None else int(loaded.adam.count),
         "nonfinite": nonfinite,
         "normalization": {"mean": MEAN, "std": STD},
-        "versions": environment.versions((*environment.PACKAGES, "torch", "safetensors")),
+        "versions": process.versions("torch", "safetensors"),
     }
     with nullcontext() if config.dry_run else atomic.replacing(target) as new:
         if new is not None:

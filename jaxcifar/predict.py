@@ -25,7 +25,7 @@ from jaxcifar.data import images as files
 from jaxcifar.errors import MAX_BYTES, UserError, one_line
 from jaxcifar.files import weights
 from jaxcifar.reporting.scores import check_finite
-from jaxcifar.runtime import process
+from jaxcifar.runtime import memory, process
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def main(config: PredictConfig) -> int:
             if not config.json:
                 shares = ", ".join(f"{class_names[i]} {100 * row[i]:.1f} %" for i in order)
                 print(f"{one_line(image)}: {shares}", flush=True)
-        process.keep_freed_memory()
+        memory.keep_freed()
     if config.json:
         document = {"checkpoint": config.checkpoint, "model": loaded.model, "images": results}
         print(json.dumps(document, indent=2))

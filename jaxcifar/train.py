@@ -5,30 +5,27 @@ if __name__ == "__main__":  # python -m jaxcifar.train
 
     cli.run("train")
 
-import dataclasses
 import logging
 import shlex
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import jax
 
 from jaxcifar.config.commands import EvaluateConfig
 from jaxcifar.config.train import TrainConfig
 from jaxcifar.core.state import TrainState, short_repr
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import test_logits
-from jaxcifar.files import weights
-from jaxcifar.files.run import RunDirectory
+from jaxcifar.files.checkpoints import Checkpoints
+from jaxcifar.files.run import MetricWriter, RunDirectory
 from jaxcifar.reporting import page
 from jaxcifar.reporting.progress import Progress
 from jaxcifar.reporting.scores import score
-from jaxcifar.runtime import distributed, environment, loop, process, setup
+from jaxcifar.runtime import loop, process, setup
 
 log = logging.getLogger(__name__)
-ACCURACY = "Accuracy of the model on the test images: {:.2f} %"
 
 
 @short_repr
@@ -47,78 +44,58 @@ def train_and_evaluate(config: TrainConfig) -> History:
     SIGINT and SIGTERM save a checkpoint and raise ``KeyboardInterrupt``. Raises ``UserError`` if
     the options do not fit the data, the devices or the run directory, or the loss is not finite.
     """
-    address = config.coordinator, config.num_processes, config.process_id
-    join = partial(distributed.join, *address)
-    process.start(use_compile_cache=config.compile_cache, join=join)
-    with ExitStack() as stack, distributed.watching():
-        silent, initial = not distributed.is_first_process(), None
+    process.join(config.coordinator, config.num_processes, config.process_id)
+    process.start(use_compile_cache=config.compile_cache)
+    with ExitStack() as stack, process.watching():
         directory = RunDirectory.for_run(config)
-        if not silent:
-            directory = stack.enter_context(directory.locked())
-        resumes = directory.last_step() is not None
-        if config.resume and not resumes:
-            log.info("%s has no checkpoint yet: the run starts from the beginning", directory.path)
-        if config.init_from is not None and not resumes:
-            initial = weights.load(
-                config.init_from, model=config.model, ema=config.ema, optimizer=True
-            )
-        saved = directory.read_metadata() if resumes else {}
-        config.check_resumes(saved, directory.path)
-        rate = setup.learning_rate(config, saved, initial)
-        config = dataclasses.replace(config, learning_rate=rate)
-        run, state, totals = setup.prepare(config, directory, initial)
-        del initial
-        setup.check_same_data(run, saved)
-        checkpoints = stack.enter_context(directory.open_checkpoints(keep=config.keep))
-        if resumes:
-            state, totals = checkpoints.restore(state, totals)
-        start = int(state.step)
+        silent = jax.process_index() > 0  # one process prints and writes for all
+        if silent:
+            logging.getLogger("jaxcifar").setLevel(logging.ERROR)
+        else:
+            stack.enter_context(directory.locked())
+        run, state, totals = setup.prepare(config, directory)
+        config, start = run.config, int(state.step)
         if start > run.total_steps:
             limit = f"beyond the {run.total_steps} steps of --epochs and --limit-steps"
             raise UserError(f"{directory.path} stands at step {start}, {limit}: ask for more")
         records = directory.read_metrics()
         tested = [r["accuracy"] for r in records if (r["split"], r["step"]) == ("test", start)]
         if tested and start == run.total_steps:
-            advice = "continue it with more --epochs or --limit-steps"
-            log.info("%s is finished after %d steps; %s", directory.path, start, advice)
+            log.info("%s is finished; continue with more --epochs or --limit-steps", directory.path)
             if not silent:
-                print(ACCURACY.format(100 * tested[0]))
+                print(loop.ACCURACY.format("test", 100 * tested[0]))
             return History(directory.path, records, tested[0], state)
+        checkpoints = Checkpoints(directory.checkpoints_dir, run.metadata, keep=config.keep)
+        stack.enter_context(checkpoints)
         if not silent:
-            directory.write_config(config, environment.describe())
-        metrics = stack.enter_context(closing(directory.open_metrics(start, silent=silent)))
+            directory.write_config(config, process.describe())
+        metrics = stack.enter_context(closing(MetricWriter(directory, start, silent=silent)))
         images = config.batch_size * run.total_steps
-        progress = Progress(images, config.batch_size * start, silent=silent)
-        stack.callback(progress.close)
-        state = loop.train(run, state, totals, loop.Outputs(progress, metrics, checkpoints))
-        progress.close()
+        with closing(Progress(images, config.batch_size * start, silent=silent)) as progress:
+            state = loop.train(run, state, totals, loop.Outputs(progress, metrics, checkpoints))
         logits = test_logits(
             state, run.test.images, batch_size=config.batch_size, mesh=run.mesh, silent=silent
         )
         checkpoints.finish()
-        scores = score(logits, run.test.labels, run.metadata["class_names"])
+        names = run.metadata["class_names"]
+        scores = score(logits, run.test.labels, names)
         values = {"images": scores.images, "loss": scores.loss, "accuracy": scores.accuracy}
         metrics.write(run.total_steps, "test", **values)
-        progress.result(ACCURACY.format(100 * scores.accuracy))
+        progress.result(loop.ACCURACY.format("test", 100 * scores.accuracy))
         if config.report and not silent:
-            _write_report(run, logits)
-        if best := directory.best():
-            path = f"{directory.path}:best"
-            command = run.command("evaluate", EvaluateConfig, checkpoint=path)
+            try:
+                outputs = page.save_outputs(directory, run.total_steps, names, logits, run.test)
+                page.write_report([directory], [outputs])
+            except (
+                Exception
+            ) as error:  # of matplotlib or the disk; the results are in metrics.jsonl
+                advice = f"try jaxcifar report {shlex.quote(str(directory.path))}"
+                log.warning("the report could not be written (%s): %s", error, advice)
+        if best := directory.best(metrics.records):
+            command = run.command("evaluate", EvaluateConfig, checkpoint=f"{directory.path}:best")
             message = "Best on the validation images after step %d: %.2f %%; evaluate it with: %s"
             log.info(message, best["step"], 100 * best["accuracy"], command)
         return History(directory.path, metrics.records, scores.accuracy, state)
-
-
-def _write_report(run: setup.Run, logits: np.ndarray) -> None:
-    """Write the report; if that fails, the run's results stay."""
-    try:
-        names = run.metadata["class_names"]
-        outputs = page.save_outputs(run.directory, run.total_steps, names, logits, run.test)
-        page.write_report([run.directory], [outputs])
-    except Exception as error:  # of matplotlib under the user's settings, or the disk
-        path = shlex.quote(str(run.directory.path))
-        log.warning("the report could not be written (%s): try jaxcifar report %s", error, path)
 
 
 def main(config: TrainConfig) -> None:

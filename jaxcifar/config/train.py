@@ -156,13 +156,13 @@ class TrainConfig(Options):
         super().__post_init__()
         if self.ema and self.init_from is None:
             raise UserError("--ema selects among the weights of --init-from: pass that, too")
-        if self.resume and self.workdir is None:
-            raise UserError("--resume needs --workdir, the directory of the run to continue")
         by_hand = self.coordinator not in (None, "auto")
         if {number is not None for number in (self.num_processes, self.process_id)} != {by_hand}:
             raise UserError("--coordinator HOST:PORT needs --num-processes and --process-id")
         if by_hand and self.process_id not in range(self.num_processes or 0):
             self.reject("process_id", f"from 0 to --num-processes {self.num_processes} less one")
+        if (self.resume or self.coordinator) and self.workdir is None:
+            raise UserError("--resume and --coordinator need --workdir, the directory of the run")
 
     @property
     def augmentation(self) -> Augmentation:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from jaxcifar.errors import UserError
 
-NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+# What a file system can refuse; other errors belong to what is read or printed meanwhile.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+REFUSALS |= {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
+ADVICE = "free some space, or choose another folder"
 
 
 def check_output(path: Path, *, source: Path, force: bool, checkpoint: bool = False) -> None:
@@ -18,33 +21,32 @@ def check_output(path: Path, *, source: Path, force: bool, checkpoint: bool = Fa
         raise UserError(f"there is no folder {path.absolute().parent}: create it first")
     if source.exists() and source.resolve().is_relative_to(path.resolve()):
         raise UserError(f"{path} is the input itself, or contains it: choose another name")
-    if os.path.lexists(path) and not force:
-        raise UserError(f"{path} exists already: choose another name, or --force to replace it")
-    if path.is_symlink():
-        raise UserError(f"{path} is a symbolic link: give {path.resolve()} itself, or remove it")
-    if os.path.lexists(path) and not path.is_file() and not path.is_dir():
-        raise UserError(f"{path} is no regular file: choose another name")
-    if path.is_dir() and not (checkpoint and (path / "_CHECKPOINT_METADATA").exists()):
-        raise UserError(f"{path} is a folder and no checkpoint: choose a name inside it")
+    is_checkpoint = checkpoint and (path / "_CHECKPOINT_METADATA").exists()
+    replaceable = (path.is_file() or is_checkpoint) and not path.is_symlink()
+    if os.path.lexists(path) and not (force and replaceable):
+        what = "it" if replaceable else "files or checkpoints only"
+        raise UserError(f"{path} exists already: choose another name, or --force to replace {what}")
+
+
+@contextmanager
+def explained(path: Path, kind: type[Exception] = OSError, advice: str = ADVICE) -> Iterator[None]:
+    """Raise ``UserError`` if a path cannot be written to; of ``OSError`` only for ``REFUSALS``."""
+    try:
+        yield
+    except kind as error:
+        if kind is OSError and getattr(error, "errno", None) not in REFUSALS:
+            raise
+        reason = getattr(error, "strerror", None) or f"{error!s:.120}"
+        raise UserError(f"{path} cannot be written to ({reason}): {advice}") from error
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a temporary path with the target's suffix; it replaces the target on success."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        problem = f"{target.absolute().parent} cannot be written to ({error.strerror})"
-        raise UserError(f"{problem}: choose another folder") from error
-    with folder as name:
+    prefix = f".{target.name}."
+    with explained(target), tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as name:
         new, old = Path(name) / f"new{target.suffix}", Path(name) / "old"
-        try:
-            yield new
-        except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise
-            problem = f"{target} could not be written ({error.strerror})"
-            raise UserError(f"{problem}: free some space, or choose another folder") from error
+        yield new
         if os.path.lexists(target) and (target.is_dir() or new.is_dir()):
             target.rename(old)  # only files can be replaced in one step
         try:

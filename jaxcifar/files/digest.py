@@ -1,7 +1,6 @@
 """SHA-256 digests, in hexadecimal."""
 
 import hashlib
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from jax.tree_util import keystr, tree_leaves_with_path
 def digest(tree: Any) -> str:
     """Return the digest of the paths, dtypes, shapes and bytes of a tree's leaves."""
     total = hashlib.sha256()
-    leaves = [(keystr(p, simple=True, separator="/"), x) for p, x in tree_leaves_with_path(tree)]
-    for name, leaf in sorted(leaves, key=itemgetter(0)):  # so that a dataclass is as its dict
+    leaves = {keystr(p, simple=True, separator="/"): x for p, x in tree_leaves_with_path(tree)}
+    for name, leaf in sorted(leaves.items()):  # so that a dataclass is as its dict
         array = np.asarray(leaf)
         total.update(f"{name} {array.dtype} {array.shape}\n".encode())
         total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

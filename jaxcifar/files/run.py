@@ -1,15 +1,14 @@
 """The directory of a run, and its metrics."""
 
-import dataclasses
-import errno
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,40 +19,15 @@ from jaxcifar.config.options import is_count, parse_saved
 from jaxcifar.config.train import CONFIG_FILE, FOLDER_PREFIX, TrainConfig, folder_path
 from jaxcifar.errors import UserError, one_line, regular_file
 from jaxcifar.files import atomic
-from jaxcifar.files.checkpoints import Checkpoints, last_step, read_metadata
+from jaxcifar.files.checkpoints import last_step, read_info, steps
 
 with epy.lazy_imports():
     import tensorboardX
 
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.jsonl"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
 
 log = logging.getLogger(__name__)
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Return the records of a ``metrics.jsonl``, without what a killed process cut short."""
-    path = regular_file(Path(path))
-    try:
-        lines = path.read_text("utf-8").splitlines() if os.path.lexists(path) else []
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it") from error
-    records = [record for line in lines if (record := _record(line))]
-    if len(records) < len(lines):
-        log.warning("%s: left out %d lines that are no records", path, len(lines) - len(records))
-    return records
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    """Return a record with its numbers that fit a double; None if it lacks a step or split."""
-    record: dict[str, Any] = {}
-    with suppress(ValueError):
-        record = parse_saved(line)
-    if type(record.get("step")) is not int or not isinstance(record.get("split"), str):
-        return None
-    kept = [k for k, v in record.items() if type(v) is float or k == "split" or is_count(v)]
-    return {name: record[name] for name in kept} if "step" in kept else None
 
 
 class MetricWriter:
@@ -62,37 +36,26 @@ class MetricWriter:
     If ``silent``, records stay in memory, as in all but one process of a run.
     """
 
-    def __init__(self, directory: str | Path, step: int, *, silent: bool = False) -> None:
-        directory = Path(directory)
-        path = directory / METRICS_FILE
-        self.records = [record for record in read_metrics(path) if record["step"] <= step]
-        self._silent = silent
-        if silent:
-            return
-        atomic.write_text(path, "".join(json.dumps(record) + "\n" for record in self.records))
-        self._file = path.open("a", encoding="utf-8")
-        events = str(directory / "tensorboard")
-        self._events = tensorboardX.SummaryWriter(events, purge_step=step + 1)
+    def __init__(self, run: "RunDirectory", step: int, *, silent: bool = False) -> None:
+        self.records = [record for record in run.read_metrics() if record["step"] <= step]
+        self._path = Path(os.devnull) if silent else run.path / METRICS_FILE
+        if not silent:
+            atomic.write_text(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
+        options = {"purge_step": step + 1, "max_queue": 0, "write_to_disk": not silent}
+        self._events = tensorboardX.SummaryWriter(str(run.path / "tensorboard"), **options)
 
     def write(self, step: int, split: str, **values: float | None) -> None:
         """Add a record of one split after ``step`` updates, without the values that are None."""
         numbers = {name: value for name, value in values.items() if value is not None}
         record = {"step": step, "split": split, **numbers}
         self.records.append(record)
-        if self._silent:
-            return
-        try:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-        except OSError as error:
-            problem = f"{self._file.name} cannot be written to ({error.strerror})"
-            raise UserError(f"{problem}: free some space, then rerun with --resume") from error
+        with atomic.explained(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")  # at once, so that a killed run leaves no half
         for name, value in numbers.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        if not self._silent:
-            self._file.close()
+        with suppress(OSError):  # a full disk, which metrics.jsonl noticed
             self._events.close()
 
 
@@ -101,62 +64,55 @@ def weights_path(source: str | Path) -> Path:
     name, _, which = str(source).rpartition(":")
     if which != "best" or Path(source).exists():
         return Path(source)
-    run = RunDirectory(Path(name))
-    if (best := run.best()) is None:
-        problem = f"{name} has no checkpoint with a validation accuracy"
-        raise UserError(f"{problem}: train with --val-fraction, or pass {name}")
+    run = RunDirectory(name)
+    if (best := run.best(run.read_metrics())) is None:
+        raise UserError(f"{name} has no checkpoint with a validation accuracy: pass {name} itself")
     return run.checkpoints_dir / str(best["step"])
 
 
-@dataclasses.dataclass(frozen=True)
 class RunDirectory:
     """Where a run keeps its lock, options, environment, metrics, checkpoints and report."""
 
-    path: Path
-    has_default_name: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))  # of a str
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints_dir = self.path / "checkpoints"
+        self.report_dir = self.path / "report"
 
     @classmethod
     def for_run(cls, config: TrainConfig) -> Self:
         """Return the directory; unless the run resumes, it holds no checkpoint."""
-        name = f"{_name(config.dataset)}-{_name(config.model)}-{datetime.now():%Y%m%d-%H%M%S}"
-        run = cls(Path(config.workdir or Path("runs") / name), config.workdir is None)
+        # With microseconds, so that jobs which start in the same second have one each.
+        name = f"{_name(config.dataset)}-{_name(config.model)}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+        run = cls(config.workdir or Path("runs") / name)
         if not config.resume and run.last_step() is not None:
             advice = "continue it with --resume, or choose another --workdir"
             raise UserError(f"{run.path} holds a run already: {advice}")
         return run
 
-    @property
-    def checkpoints_dir(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def report_dir(self) -> Path:
-        return self.path / "report"
-
     def last_step(self) -> int | None:
         return last_step(self.checkpoints_dir)
 
-    def best(self) -> dict[str, Any] | None:
+    def best(self, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """Return the record of the best validation among the checkpoints; None without any."""
-        saved = (r for r in self.read_metrics() if (self.checkpoints_dir / str(r["step"])).is_dir())
-        records = (record for record in saved if record.get("split") == "val")
-        return max(records, key=lambda record: record["accuracy"], default=None)
+        saved = [r for r in records if (self.checkpoints_dir / str(r["step"])).is_dir()]
+        scores = [r for r in saved if r["split"] == "val" and "accuracy" in r]
+        return max(scores, key=itemgetter("accuracy"), default=None)
 
     def read_metadata(self) -> dict[str, Any]:
-        """Return what the newest readable checkpoint says of the run: options, classes, data."""
-        return read_metadata(self.checkpoints_dir)
-
-    def open_checkpoints(self, *, keep: int) -> Checkpoints:
-        return Checkpoints(self.checkpoints_dir, keep=keep)
-
-    def open_metrics(self, step: int, *, silent: bool = False) -> MetricWriter:
-        return MetricWriter(self.path, step, silent=silent)
+        """Return what the newest readable checkpoint says of the run; empty without any."""
+        for step in steps(self.checkpoints_dir):
+            with suppress(ValueError):  # a corrupt one is reported when it is restored
+                return read_info(self.checkpoints_dir / str(step))
+        return {}
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        return read_metrics(self.path / METRICS_FILE)
+        """Return the records, without a last line that was cut short."""
+        path = regular_file(self.path / METRICS_FILE)
+        text = path.read_text("utf-8", errors="replace") if path.exists() else ""
+        records = [record for line in text.splitlines() if (record := _record(line))]
+        if (count := text.count("\n") - len(records)) > 0:
+            log.warning("%s: left out %d lines that are no records", path, count)
+        return records
 
     def write_config(self, config: TrainConfig, environment: dict[str, Any]) -> None:
         """Save the options, and what the run runs on."""
@@ -164,75 +120,59 @@ class RunDirectory:
             atomic.write_text(self.path / name, json.dumps(values, indent=2) + "\n")
 
     def read_config(self) -> TrainConfig:
-        """Return the options that the run was started with, or raise ``UserError``."""
         return TrainConfig.from_json(self.path / CONFIG_FILE)
 
     def read_environment(self) -> dict[str, str]:
         """Return what the run ran on, by name; empty if that is unknown."""
-        try:
+        with suppress(OSError, TypeError, ValueError):
             values = parse_saved(regular_file(self.path / ENVIRONMENT_FILE).read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        versions = values.pop("versions", None)
-        values = (versions if isinstance(versions, dict) else {}) | values
-        return {one_line(name): one_line(str(value)) for name, value in values.items()}
+            values = values.pop("versions", {}) | values
+            return {one_line(name): one_line(str(value)) for name, value in values.items()}
+        return {}
 
     def check_links(self) -> None:
         """Raise ``UserError`` if a link in the directory could make the run write elsewhere."""
-        for folder, folders, files in os.walk(self.path):
-            for path in (Path(folder, name) for name in (*folders, *files)):
-                if path.is_symlink():
-                    raise UserError(f"{path} is a link to another place: replace it by a copy")
+        for path in self.path.rglob("*"):
+            if path.is_symlink():
+                raise UserError(f"{path} is a link to another place: replace it by a copy")
 
     @contextmanager
     def locked(self) -> Iterator[Self]:
         """Create the directory and keep other runs out; the lock of a dead process is free.
 
-        Yields the directory, with another name if it has a default one that is taken. What is new
-        is removed if the run fails before it has results.
+        A new directory is removed if the run fails before it has results.
         """
         if os.fsencode(path := self.path.absolute()) != str(path).encode(errors="replace"):
             raise UserError(f"the name {path} is not in UTF-8: choose another --workdir or locale")
+        is_new = not path.exists()
         try:
-            run, new = self._create()
-            empty = not any(run.path.iterdir())
-            run.check_links()
-            lock: AbstractContextManager[object] = filelock.FileLock(run.path / "lock").acquire(0)
+            with atomic.explained(self.path):
+                path.mkdir(parents=True, exist_ok=True)
+                self.check_links()
+                lock: AbstractContextManager[object] = filelock.FileLock(path / "lock").acquire(0)
         except filelock.Timeout:
             advice = "wait until it ends, or choose another --workdir"
             raise UserError(f"another run writes to {self.path}: {advice}") from None
-        except (OSError, NotImplementedError) as error:
-            if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
-                problem = f"{self.path} cannot be written to ({error.args[1]})"
-                raise UserError(f"{problem}: choose another --workdir") from error
-            log.warning("%s cannot be locked: start no other run in it", run.path)
+        except (OSError, NotImplementedError):  # the file system has no locks
+            log.warning("%s cannot be locked: start no other run in it", self.path)
             lock = nullcontext()
         with lock:
             try:
-                yield run
+                yield self
             except BaseException:
-                if empty and run.last_step() is None and not run.read_metrics():
-                    shutil.rmtree(run.path, ignore_errors=True)
-                    with suppress(OSError):
-                        if not new:
-                            run.path.mkdir()
-                        for path in new[1:]:
-                            path.rmdir()
+                if is_new and self.last_step() is None and not self.read_metrics():
+                    shutil.rmtree(self.path, ignore_errors=True)
                 raise
 
-    def _create(self) -> tuple[Self, list[Path]]:
-        """Create the directory; return it, and what of its path is new."""
-        run, number = self, 1
-        while True:
-            new = [path for path in (run.path, *run.path.parents) if not path.exists()]
-            try:
-                run.path.mkdir(parents=True, exist_ok=not self.has_default_name)
-                return run, new
-            except FileExistsError:  # by a run that started in the same second
-                if not self.has_default_name:
-                    raise
-            number += 1
-            run = dataclasses.replace(self, path=Path(f"{self.path}-{number}"))
+
+def _record(line: str) -> dict[str, Any] | None:
+    """Return a record with its numbers that fit a double; None if it lacks a step or split."""
+    try:
+        values = parse_saved(line)
+    except ValueError:
+        return None
+    kept = {k: v for k, v in values.items() if k == "split" or type(v) is float or is_count(v)}
+    return kept if is_count(kept.get("step")) and isinstance(kept.get("split"), str) else None
 
 
 def _name(text: str) -> str:

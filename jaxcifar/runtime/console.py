@@ -7,10 +7,10 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import suppress
-from typing import NoReturn, TextIO
-
-_announced = threading.Event()
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any, NoReturn, TextIO
 
 
 def protect_streams(*, strict: bool) -> None:
@@ -61,8 +61,7 @@ def catch_signals() -> None:
     """Let the signals that stop a command raise ``KeyboardInterrupt``, and say so at once."""
     for signum in stop_signals():
         signal.signal(signum, _interrupt)
-    sys.unraisablehook = _raise_again
-    threading.excepthook = lambda thrown: None  # whoever waits for the thread says what failed
+    sys.unraisablehook = threading.excepthook = _raise_again
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -70,12 +69,10 @@ def catch_signals() -> None:
     threading.Thread(target=_listen, args=(reader, writer), daemon=True).start()
 
 
-def _raise_again(lost: "sys.UnraisableHookArgs") -> None:
-    """Repeat a signal whose exception fell into a callback, as of the garbage collector."""
+def _raise_again(lost: Any) -> None:
+    """Repeat a signal that fell into a callback; what else failed is reported by who needs it."""
     if isinstance(lost.exc_value, KeyboardInterrupt):
         threading.Timer(0.1, signal.raise_signal, lost.exc_value.args).start()
-    elif threading.current_thread() is threading.main_thread():  # on a full disk, others have many
-        sys.__unraisablehook__(lost)
 
 
 def _listen(reader: socket.socket, writer: socket.socket) -> None:
@@ -83,16 +80,34 @@ def _listen(reader: socket.socket, writer: socket.socket) -> None:
         _announce()
 
 
+@cache
 def _announce() -> None:
-    if not _announced.is_set():
-        _announced.set()
-        with suppress(OSError):
-            os.write(2, b"\nstopping; this can take a while\n")
+    with suppress(OSError):
+        os.write(2, b"\nstopping; this can take a while\n")
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
     _announce()
     raise KeyboardInterrupt(signum)  # so that half-written files are removed
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collect the first signal to stop; a second one terminates the process."""
+    received: list[int] = []
+    old: dict[int, Any] = {}
+
+    def handle(signum: int, frame: object) -> None:
+        received.append(signum)
+        signal.signal(signum, old[signum])
+
+    with suppress(ValueError):  # only the main thread may handle signals
+        old |= {signum: signal.signal(signum, handle) for signum in stop_signals()}
+    try:
+        yield received
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
 
 
 def leave(code: int) -> NoReturn:

@@ -2,11 +2,10 @@
 
 import logging
 import signal
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 
-from jaxcifar.config.train import TrainConfig
 from jaxcifar.core import sharding, steps
 from jaxcifar.core.inference import logits
 from jaxcifar.core.state import TrainState, epoch_order
@@ -16,10 +15,11 @@ from jaxcifar.files.checkpoints import Checkpoints
 from jaxcifar.files.run import MetricWriter
 from jaxcifar.reporting.progress import Progress
 from jaxcifar.reporting.scores import loss_and_accuracy
-from jaxcifar.runtime import distributed, process
+from jaxcifar.runtime import console, memory, process
 from jaxcifar.runtime.setup import Run
 
 log = logging.getLogger(__name__)
+ACCURACY = "Accuracy of the model on the {} images: {:.2f} %"
 
 
 class Outputs(NamedTuple):
@@ -36,8 +36,8 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
     sizes = {"examples": len(run.train.labels), "batch_size": config.batch_size}
     options = {"augment": config.augmentation, "skip_nonfinite": config.on_nonfinite == "skip"}
     order, unreported = None, None
-    step = start = int(state.step)
-    with process.signals() as signals:
+    step = int(state.step)
+    with console.signals() as signals:
         while step < run.total_steps:
             epoch, done = divmod(step, run.steps_per_epoch)
             if order is None or done == 0:
@@ -47,34 +47,32 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
                 totals = sharding.put(Metrics.zeros(), sharding.replicated(run.mesh))
             # On an accelerator one dispatch reaches to the next report or checkpoint. On a CPU
             # dispatch is cheap, and XLA's own convolution very slow inside a loop.
-            count = 1 if on_cpu else _steps_to_pause(config, step, run.steps_per_epoch)
+            count = 1
+            while not on_cpu and not any(_due(run, step + count)):
+                count += 1
             state, totals = steps.train_steps_at(
                 state, totals, run.train, order, run.step_key, count=count, **options
             )
             if unreported:  # read only now that the device has its next work
                 _report(run, outputs, *unreported)
                 unreported = None
+            step += count
             if on_cpu:
-                jax.block_until_ready(totals)
-                _check_loss(run, outputs, step + 1, totals)
-                if step == start:
-                    process.keep_freed_memory()
-            step, done = step + count, done + count
+                _check_finite(run, outputs, step, totals)  # waits for the step
+                memory.keep_freed()
             label = f"epoch {epoch + 1}/{config.epochs}"
             outputs.progress.advance(config.batch_size * count, label)
-
-            ends_epoch = done == run.steps_per_epoch or step == run.total_steps
-            stops = distributed.agreed(bool(signals)) and step < run.total_steps
-            every = config.checkpoint_every
-            saves = ends_epoch or stops or bool(every and step % every == 0)
-            if ends_epoch or done % config.log_every == 0:
+            stops = process.agreed(bool(signals)) and step < run.total_steps
+            ends_epoch, reports, saves = _due(run, step)
+            saves |= stops
+            if reports and (on_cpu or saves):
+                _report(run, outputs, step, totals)
+            elif reports:
                 unreported = step, totals
-            if unreported and (on_cpu or saves):
-                _report(run, outputs, *unreported)
-                unreported = None
             val_accuracy = _validate(run, outputs, step, state) if ends_epoch else None
             if saves:
-                _save(run, outputs, state, totals, val_accuracy)
+                _check_finite(run, outputs, step, totals, state.params)
+                outputs.checkpoints.save(state, totals, val_accuracy)
             if stops:
                 outputs.checkpoints.finish()
                 message = "Stopped after step %d of %d; continue with: %s"
@@ -83,20 +81,17 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
     return state
 
 
-def _steps_to_pause(config: TrainConfig, step: int, steps_per_epoch: int) -> int:
-    """Return the steps from ``step`` to the next report, checkpoint or end of the epoch."""
-    done = step % steps_per_epoch
-    pauses = [steps_per_epoch - done, config.log_every - done % config.log_every]
-    if config.checkpoint_every:
-        pauses.append(config.checkpoint_every - step % config.checkpoint_every)
-    if config.limit_steps:
-        pauses.append(config.limit_steps - step)
-    return min(pauses)
+def _due(run: Run, step: int) -> tuple[bool, bool, bool]:
+    """Whether after so many steps an epoch ends, a report is due, and a checkpoint."""
+    done, every = step % run.steps_per_epoch, run.config.checkpoint_every
+    ends_epoch = done == 0 or step == run.total_steps
+    reports = ends_epoch or done % run.config.log_every == 0
+    return ends_epoch, reports, ends_epoch or bool(every and step % every == 0)
 
 
 def _report(run: Run, outputs: Outputs, step: int, totals: Metrics) -> None:
     """Print and log the epoch's means after ``step`` updates."""
-    _check_loss(run, outputs, step, totals)
+    _check_finite(run, outputs, step, totals)
     epoch, done = divmod(step - 1, run.steps_per_epoch)
     loss, accuracy = totals.means()
     skipped = int(totals.nonfinite)
@@ -115,38 +110,26 @@ def _validate(run: Run, outputs: Outputs, step: int, state: TrainState) -> float
     images, labels = run.val
     outcome = logits(state, images, batch_size=run.config.batch_size, mesh=run.mesh)
     loss, accuracy = loss_and_accuracy(outcome, labels)
-    which = f"{len(labels)} validation images"
-    outputs.progress.result(f"Accuracy of the model on the {which}: {100 * accuracy:.2f} %")
-    epoch = -(-step // run.steps_per_epoch)
+    outputs.progress.result(ACCURACY.format(f"{len(labels)} validation", 100 * accuracy))
     values = {"images": len(labels), "loss": loss, "accuracy": accuracy}
-    outputs.metrics.write(step, "val", epoch=epoch, **values)
+    outputs.metrics.write(step, "val", epoch=-(-step // run.steps_per_epoch), **values)
     return accuracy
 
 
-def _save(
-    run: Run, outputs: Outputs, state: TrainState, totals: Metrics, val: float | None
-) -> None:
-    """Save a state from which training can continue."""
-    step = int(state.step)
-    _check_loss(run, outputs, step, totals)
-    if not steps.all_finite(state.params):
-        _stop(run, outputs, f"a parameter is not finite after step {step}", step)
-    outputs.checkpoints.save(state, totals, run.metadata, val_accuracy=val)
-
-
-def _check_loss(run: Run, outputs: Outputs, step: int, totals: Metrics) -> None:
-    """End the run at the first loss that is not finite; no later one is."""
-    nonfinite = int(totals.nonfinite)
-    if nonfinite and run.config.on_nonfinite == "stop":
-        first = step - nonfinite + 1
-        _stop(run, outputs, f"the loss is not finite at step {first}", first)
-
-
-def _stop(run: Run, outputs: Outputs, reason: str, step: int) -> NoReturn:
+def _check_finite(run: Run, outputs: Outputs, step: int, sums: Metrics, params: Any = None) -> None:
+    """End the run at the first loss that is not finite, or if a parameter is not."""
+    nonfinite = int(sums.nonfinite)
+    if nonfinite and run.config.on_nonfinite == "stop":  # no later loss is finite
+        step += 1 - nonfinite
+        problem = f"the loss is not finite at step {step}"
+    elif params is not None and not steps.all_finite(params):
+        problem = f"a parameter is not finite after step {step}"
+    else:
+        return
     outputs.checkpoints.finish()
     advice = "there is no checkpoint yet; start again with a lower --learning-rate"
-    if saved := outputs.checkpoints.steps:
+    if saved := run.directory.last_step():
         command = f"{run.resume_command} --on-nonfinite skip"
-        advice = f"continue from the checkpoint of step {saved[-1]} with: {command}"
+        advice = f"continue from the checkpoint of step {saved} with: {command}"
     rate = float(run.schedule(step - 1))
-    raise UserError(f"{reason} of {run.total_steps}, learning rate {rate:g}: {advice}")
+    raise UserError(f"{problem} of {run.total_steps}, learning rate {rate:g}: {advice}")

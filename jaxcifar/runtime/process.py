@@ -1,52 +1,44 @@
-"""How a process computes, where it keeps compiled programs, and the signals that stop it."""
+"""What a process computes with: devices, other processes, compiled programs, versions."""
 
 import hashlib
 import logging
 import os
 import platform
-import signal
+import subprocess
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import jaxlib
+import numpy as np
+from jax.experimental import multihost_utils
 
-from jaxcifar.errors import UserError
-from jaxcifar.runtime import console, memory
+from jaxcifar.errors import UserError, one_line
 
-log = logging.getLogger(__name__)
+WAIT_SECONDS = 60  # for the other processes of a run
+PACKAGES = ("jaxcifar", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def start(
-    *,
-    use_compile_cache: bool = False,
-    prefer_cpu: bool = False,
-    join: Callable[[], object] | None = None,
-) -> None:
-    """Set JAX and its devices up for a command, or raise ``UserError``; call it before all else.
-
-    If ``prefer_cpu``, compute on the CPU unless the user has chosen a platform. ``join`` connects
-    to other processes.
-    """
+def start(*, use_compile_cache: bool = False, prefer_cpu: bool = False) -> None:
+    """Set JAX and its devices up; if ``prefer_cpu``, the CPU unless the user chose a platform."""
     if prefer_cpu and not jax.config.jax_platforms:  # type: ignore[attr-defined]
         jax.config.update("jax_platforms", "cpu")
     # On a CPU each step ends, and frees its memory, before the next is dispatched.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    for name in ("absl", "asyncio"):  # Orbax and its threads log there what we say in a line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if use_compile_cache:
         keep_programs()
-    if join is not None:
-        join()
     try:
         jax.devices()
     except Exception as error:  # of JAX or a plugin; an assertion, if JAX knows no such platform
-        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-        reason = str(error) or type(error).__name__
-        problem = f"JAX has no device for JAX_PLATFORMS={platforms or ''} ({reason:.200})"
+        platforms = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
+        problem = f"JAX has no device for JAX_PLATFORMS={platforms} ({error!r:.200})"
         raise UserError(f"{problem}: set JAX_PLATFORMS=cpu, or see to the driver") from error
 
 
@@ -55,10 +47,44 @@ def computes_on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def keep_freed_memory() -> None:
-    """Call ``memory.keep_freed`` if JAX computes on a CPU."""
-    if computes_on_cpu():
-        memory.keep_freed()
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Connect to the other processes of a run, if there are any; call it before JAX computes."""
+    if coordinator is None or jax.distributed.is_initialized():
+        return
+    jax.config.update("jax_enable_preemption_service", False)  # the loop handles signals itself
+    try:
+        jax.distributed.initialize(
+            None if coordinator == "auto" else coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=WAIT_SECONDS,
+            heartbeat_timeout_seconds=WAIT_SECONDS // 3,
+            shutdown_timeout_seconds=WAIT_SECONDS // 3,
+        )
+    except (LookupError, ValueError, RuntimeError) as error:
+        problem = f"cannot connect to the other processes ({error})"
+        advice = f"start all within {WAIT_SECONDS} seconds, with the same --coordinator HOST:PORT"
+        schedulers = "auto needs Slurm, Kubernetes, Open MPI or a TPU"
+        raise UserError(f"{problem}: {advice}; {schedulers}") from error
+
+
+def agreed(flag: bool) -> bool:
+    """Whether the flag is set in any process; each of them has to ask."""
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """End this process at once if another one of the run is gone, or does not come."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        problem = f"another process of the run has ended or is late ({one_line(str(error))[:200]})"
+        advice = "start all of them again with --resume"
+        print(f"jaxcifar: error: {problem}: {advice}", file=sys.stderr, flush=True)
+        os._exit(2)
 
 
 def keep_programs() -> None:
@@ -66,74 +92,59 @@ def keep_programs() -> None:
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     # One for each jaxlib and processor: code for one can crash on another.
-    processor = f"{platform.machine()} {platform.processor()} {cpu_flags()}"
+    processor = f"{platform.machine()} {platform.processor()} {cpu_info('flags', 'Features')}"
     key = hashlib.sha256(processor.encode()).hexdigest()[:12]
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    home = os.path.expanduser("~/Library/Caches") if sys.platform == "darwin" else home
-    directory = Path(home, f"jaxcifar/jaxlib-{jaxlib.version.__version__}-{key}")
-    with suppress(OSError):  # without a place for it, or a home, there is no cache
-        if home.startswith("~"):
-            return
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(directory, os.W_OK):
-            jax.config.update("jax_compilation_cache_dir", str(directory))
-            _clear_when_damaged(directory)
-
-
-def _clear_when_damaged(directory: Path) -> None:
-    """Delete the programs when JAX warns that one cannot be read; it would never replace it."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    caches = "~/Library/Caches" if sys.platform == "darwin" else caches
+    directory = Path(caches, f"jaxcifar/jaxlib-{jaxlib.version.__version__}-{key}")
+    with suppress(RuntimeError):  # without a home there is no cache
+        jax.config.update("jax_compilation_cache_dir", str(directory.expanduser()))
     show = warnings.showwarning
 
     def clear(message: Warning | str, *args: Any, **options: Any) -> None:
+        """Delete all programs if one cannot be read: JAX would never replace it."""
         if "persistent compilation cache entry" not in str(message):
             show(message, *args, **options)
             return
-        for path in directory.glob("*-cache"):
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written there is no cache either
+            for path in directory.expanduser().glob("*-cache"):
+                path.unlink(missing_ok=True)
 
     warnings.showwarning = clear
 
 
-def cpu_flags() -> str:
-    """Return the processor's instruction sets, where Linux lists them."""
-    return _cpu_info("flags") or _cpu_info("Features")
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    return _cpu_info("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_info(name: str) -> str:
+def cpu_info(*names: str) -> str:
+    """Return what Linux says of the processor under the first of these names; empty if nothing."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith(name):
+            if line.startswith(names):
                 return line.partition(":")[2].strip()
     return ""
 
 
-def warn_of_slow_bfloat16() -> None:
-    """Warn if JAX computes on a processor that is known to lack bfloat16 instructions."""
-    flags = set(cpu_flags().split())
-    if computes_on_cpu() and flags and not {"avx512_bf16", "amx_bf16", "bf16"} & flags:
-        log.warning("this processor has no bfloat16 instructions; --precision float32 is faster")
+def versions(*others: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that are installed."""
+    installed = {"python": platform.python_version()}
+    for package in (*PACKAGES, *others):
+        with suppress(metadata.PackageNotFoundError):
+            installed[package] = metadata.version(package)
+    return installed
 
 
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collect the first signal to stop; a second one terminates the process."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may handle signals
-        return
-
-    def handle(signum: int, frame: object) -> None:
-        received.append(signum)
-        signal.signal(signum, old[signum])
-
-    old = {signum: signal.signal(signum, handle) for signum in console.stop_signals()}
-    try:
-        yield received
-    finally:
-        for signum, handler in old.items():
-            signal.signal(signum, handler)
+def describe() -> dict[str, Any]:
+    """Return versions, commit, system and devices, for those who want to repeat a run."""
+    root, commit = Path(__file__).parents[2], None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    with suppress(OSError, subprocess.SubprocessError):
+        if (root / ".git").exists():
+            commit = subprocess.check_output(command, cwd=root, text=True).strip()  # noqa: S603
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    processor = cpu_info("model name") or platform.processor() or platform.machine()
+    return {
+        "versions": versions(),
+        "commit": commit,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": f"{os.cpu_count()} x {processor}",
+        "devices": f"{jax.device_count()} x {', '.join(kinds)}",
+        "processes": jax.process_count(),
+    }

@@ -1,10 +1,11 @@
 """What a training run starts from: its data, model, schedule and first state."""
 
+import dataclasses
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -17,11 +18,9 @@ from jaxcifar.core import sharding, state, steps
 from jaxcifar.core.models import head
 from jaxcifar.core.steps import Examples, Metrics
 from jaxcifar.errors import UserError, difference
-from jaxcifar.files import networks
+from jaxcifar.files import checkpoints, networks, weights
 from jaxcifar.files.digest import digest
 from jaxcifar.files.run import RunDirectory
-from jaxcifar.files.weights import Weights
-from jaxcifar.runtime import process
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +36,13 @@ class Run(NamedTuple):
     test: Examples
     metadata: Mapping[str, Any]  # saved with each checkpoint
     schedule: optax.Schedule
+    steps_per_epoch: int
+    total_steps: int
     order_key: jax.Array
     step_key: jax.Array
 
     @property
     def resume_command(self) -> str:
-        """The command that continues the run."""
         options = {name: getattr(self.config, name) for name in OF_PROCESS}
         workdir = str(self.directory.path)
         return self.command("train", TrainConfig, workdir=workdir, resume=True, **options)
@@ -52,40 +52,44 @@ class Run(NamedTuple):
         own = {"model": self.config.model} if is_own(self.config.model) else {}
         return command_line(kind(**own, **options), *this_program(), name)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self.train.labels) // self.config.batch_size
 
-    @property
-    def total_steps(self) -> int:
-        steps = self.config.epochs * self.steps_per_epoch
-        return min(steps, self.config.limit_steps or steps)
-
-
-def prepare(
-    config: TrainConfig, directory: RunDirectory, initial: Weights | None
-) -> tuple[Run, state.TrainState, Metrics]:
-    """Load the data and build the first state, on all devices."""
+def prepare(config: TrainConfig, directory: RunDirectory) -> tuple[Run, state.TrainState, Metrics]:
+    """Load the data, and build or restore the state to start from, on all devices."""
     mesh, batch_size = sharding.make_mesh(), config.batch_size
     if batch_size % mesh.size:
-        problem = f"--batch-size {batch_size} cannot be split over {mesh.size} devices"
-        raise UserError(f"{problem}: use a multiple of {mesh.size}")
-    if config.precision == "bfloat16":
-        process.warn_of_slow_bfloat16()
+        raise UserError(f"--batch-size {batch_size} must be a multiple of the {mesh.size} devices")
+    resumes, saved, initial = directory.last_step() is not None, directory.read_metadata(), None
+    config.check_resumes(saved, directory.path)
+    if config.resume and not resumes:
+        log.info("%s has no checkpoint yet: the run starts from the beginning", directory.path)
+    if config.init_from is not None and not resumes:
+        initial = weights.load(config.init_from, model=config.model, ema=config.ema, optimizer=True)
+    last = initial.learning_rate if initial else None
+    if config.learning_rate is None and last == 0:
+        raise UserError(f"{config.init_from} stopped at a learning rate of 0: pass --learning-rate")
+    rate = config.learning_rate or saved.get("learning_rate") or last or 1e-3
+    config = dataclasses.replace(config, learning_rate=rate)
     dataset = data.load(config.dataset, config.data_dir)
     train, val = data.hold_out(dataset.train, config.val_fraction)
     if batch_size > (count := len(train.labels)):
         raise UserError(f"--batch-size {batch_size} is more than the {count} training images")
+    metadata = {
+        **config.to_dict(),
+        "class_names": list(dataset.class_names),
+        "train_images": len(dataset.train.labels),
+        "train_digest": digest(dataset.train),
+    }
+    _check_same_data(metadata, saved)
     model = networks.create(
         config.model,
         num_classes=len(dataset.class_names),
         dropout_rate=config.dropout_rate,
         dtype=config.precision,
     )
-    assert config.learning_rate is not None
     steps_per_epoch = count // batch_size
+    total_steps = min(config.epochs * steps_per_epoch, config.limit_steps or sys.maxsize)
     schedule = state.make_schedule(
-        config.learning_rate,
+        rate,
         decay_rate=config.decay_rate,
         decay_steps=config.decay_epochs * steps_per_epoch,
         warmup_steps=config.warmup_epochs * steps_per_epoch,
@@ -95,62 +99,36 @@ def prepare(
     # All random numbers follow from these, the epoch and the step: resuming needs no more.
     split = jax.jit(lambda s: jax.random.split(jax.random.key(s), 3), out_shardings=replicated)
     init_key, order_key, step_key = split(np.uint32(config.seed))
-    if initial:
-        initial = _fit_classes(config, initial, model, dataset.class_names, init_key)
-        first = state.state_from(initial.variables, model, optimizer, adam=initial.adam)
-    else:
+    if initial is None:
         first = state.create_state(init_key, model, optimizer)
-    metadata = {
-        **config.to_dict(),
-        "class_names": list(dataset.class_names),
-        "train_images": len(dataset.train.labels),
-        "train_digest": digest(dataset.train),
-    }
+    else:
+        variables, adam = initial.variables, initial.adam
+        if initial.num_classes == len(dataset.class_names):
+            initial.check_classes(str(config.init_from), config.dataset, dataset.class_names)
+        else:
+            counts = initial.num_classes, config.dataset, len(dataset.class_names)
+            message = "%s has %d classes, %s has %d: reinitialising the head (%s)"
+            log.info(message, config.init_from, *counts, ".".join(head(model)))
+            variables, adam = state.replace_head(init_key, variables, adam, model)
+        first = state.state_from(variables, model, optimizer, adam=adam)
     if batch_size == 1:  # which a batch norm may refuse
         try:
             jax.eval_shape(steps.train_step, first, Examples(*(a[:1] for a in train)), step_key)
         except ValueError as error:
             raise UserError(f"--batch-size 1 is too small: {error}") from error
     first, totals, train = sharding.put((first, Metrics.zeros(), train), replicated)
+    if resumes:
+        first, totals = checkpoints.restore(directory.checkpoints_dir, first, totals)
     fixed = (config, directory, mesh, train, val, dataset.test, metadata, schedule)
-    return Run(*fixed, order_key, step_key), first, totals
+    return Run(*fixed, steps_per_epoch, total_steps, order_key, step_key), first, totals
 
 
-def learning_rate(config: TrainConfig, saved: Mapping[str, Any], initial: Weights | None) -> float:
-    """Return the rate asked for, else the resumed run's, the torch optimizer's, or 0.001."""
-    last = initial.learning_rate if initial else None
-    if config.learning_rate is None and last == 0:
-        raise UserError(f"{config.init_from} stopped at a learning rate of 0: pass --learning-rate")
-    return config.learning_rate or saved.get("learning_rate") or last or 1e-3
-
-
-def check_same_data(run: Run, saved: Mapping[str, Any]) -> None:
+def _check_same_data(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Raise ``UserError`` if a run's data is not what its checkpoints say it began with."""
-    now, then = run.metadata, {**run.metadata, **saved}
+    then = {**now, **saved}
     change = difference(now["class_names"], then["class_names"], "the data", "the checkpoint")
-    if not change and now["train_images"] != then["train_images"]:
-        change = f"it has {now['train_images']} training images, and had {then['train_images']}"
     if not change and now["train_digest"] != then["train_digest"]:
-        change = "it has as many training images, but other ones"
+        change = f"other training images: it has {now['train_images']}, had {then['train_images']}"
     if change:
-        problem = f"{run.config.dataset} is not what the run was started with ({change})"
+        problem = f"{now['dataset']} is not what the run was started with ({change})"
         raise UserError(f"{problem}: restore it, or start another run with --init-from this one")
-
-
-def _fit_classes(
-    config: TrainConfig,
-    initial: Weights,
-    model: nn.Module,
-    class_names: tuple[str, ...],
-    key: jax.Array,
-) -> Weights:
-    """Return the weights with a head for the data's classes; log if that or a name is new."""
-    if initial.num_classes == len(class_names):
-        initial.check_classes(str(config.init_from), config.dataset, class_names)
-        return initial
-    counts = config.init_from, initial.num_classes, config.dataset, len(class_names)
-    last = ".".join(head(model))
-    log.info("%s has %d classes, %s has %d: reinitialising the head (%s)", *counts, last)
-    variables, adam = state.replace_head(key, initial.variables, initial.adam, model)
-    num_classes = len(class_names)
-    return Weights(initial.model, num_classes, variables, adam, class_names=class_names)

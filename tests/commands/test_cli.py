@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jaxcifar import TrainConfig, UserError, cli, train
 from jaxcifar.config.options import fields_with_types, flag
 from jaxcifar.files.run import RunDirectory
-from jaxcifar.runtime import distributed, setup
+from jaxcifar.runtime import process, setup
 
 # What an operating system can pass: no NUL, no lone surrogates.
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12)
@@ -53,7 +53,7 @@ def no_work(monkeypatch):
         raise UserError("the work would begin here")
 
     monkeypatch.setattr(setup, "prepare", stop)
-    monkeypatch.setattr(distributed, "join", stop)
+    monkeypatch.setattr(process, "join", stop)
     monkeypatch.setattr(RunDirectory, "locked", contextlib.nullcontext)
 
 

@@ -86,7 +86,7 @@ def test_a_command_can_be_pasted_into_a_shell(path, script, monkeypatch):
         ({"dropout_rate": 1.0}, "--dropout-rate must be at least 0 and below 1"),
         ({"seed": -1}, "--seed must be between"),
         ({"checkpoint_every": -5}, "--checkpoint-every must be 0 or more"),
-        ({"resume": True}, "--resume needs --workdir"),
+        ({"resume": True}, "--resume and --coordinator need --workdir"),
         ({"ema": True}, "--ema selects among the weights of --init-from"),
         ({"coordinator": "h:1"}, "--coordinator HOST:PORT needs --num-processes and --process-id"),
         (TWO | {"coordinator": "host"}, "--coordinator must be HOST:PORT or auto"),

@@ -84,10 +84,10 @@ def test_files_keep_every_bit_and_force_replaces_all_but_the_input(name, checkpo
     ("output", "flags", "message"),
     [
         ("there.ckpt", [], "there.ckpt exists already: choose another name, or --force"),
-        ("folder", ["--force"], "is a folder and no checkpoint"),
+        ("folder", ["--force"], "or --force to replace files or checkpoints only"),
         ("resnet", [], "resnet: unknown format; use .ckpt, .pt, .pth, .safetensors or .stablehlo"),
         ("nowhere/x.ckpt", [], "nowhere: create it first"),
-        ("/proc/x.ckpt", [], "/proc cannot be written to"),
+        ("/proc/x.ckpt", [], "/proc/x.ckpt cannot be written to"),
         ("x.ckpt", ["--ema"], "has no such copy, but the bare keys"),
     ],
 )

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -17,8 +19,8 @@ import pytest
 from jaxcifar import TrainState, UserError
 from jaxcifar.core import sharding
 from jaxcifar.core.steps import Metrics
-from jaxcifar.files import weights
-from jaxcifar.files.checkpoints import DIGEST, _tree
+from jaxcifar.files import checkpoints, weights
+from jaxcifar.files.checkpoints import DIGEST, Checkpoints
 from jaxcifar.files.run import RunDirectory
 from tests.data.cifar_files import flip_a_bit, truncate
 
@@ -41,15 +43,14 @@ def totals():
 
 
 def save(path, *steps, keep=5, metadata=None, accuracies=None):
-    with RunDirectory(path).open_checkpoints(keep=keep) as checkpoints:
+    with Checkpoints(path / "checkpoints", metadata or {}, keep=keep) as writer:
         for step in steps:
             accuracy = (accuracies or {}).get(step)
-            checkpoints.save(state_at(step), totals(), metadata or {}, val_accuracy=accuracy)
+            writer.save(state_at(step), totals(), accuracy)
 
 
 def restore(path):
-    with RunDirectory(path).open_checkpoints(keep=5) as checkpoints:
-        return checkpoints.restore(state_at(0), totals())[0]
+    return checkpoints.restore(path / "checkpoints", state_at(0), totals())[0]
 
 
 def kept(path):
@@ -123,15 +124,16 @@ def test_a_save_is_not_disturbed_by_the_next_step(tmp_path):
 
     step = jax.jit(next_state, donate_argnums=0)
     state = state_at(1)
-    with RunDirectory(tmp_path).open_checkpoints(keep=50) as checkpoints:
+    threads = threading.active_count()
+    with Checkpoints(tmp_path / "checkpoints", {}, keep=50) as writer:
         for _ in range(10):
-            checkpoints.save(state, totals(), {})
+            writer.save(state, totals())
             state = step(state)
-        checkpoints.finish()
-        assert checkpoints.steps == list(range(1, 11))
-        for number in checkpoints.steps:
-            tree = checkpoints._load(number, _tree(state_at(0), totals()))
-            np.testing.assert_array_equal(tree["params"]["kernel"], number)
+        writer.finish()
+        assert threading.active_count() < threads + 10  # a save leaves no thread behind
+    for number in range(10, 0, -1):
+        np.testing.assert_array_equal(restore(tmp_path).params["kernel"], number)
+        shutil.rmtree(tmp_path / "checkpoints" / str(number))
 
 
 @pytest.fixture
@@ -151,7 +153,7 @@ def test_a_directory_that_cannot_be_written_to_is_reported(small_disk):
     file.write_text("")
     for path in (small_disk, small_disk / "new", file, Path("/proc/run")):
         run = RunDirectory(path)
-        with pytest.raises(UserError, match=r"cannot be written to \(.*\): choose"), run.locked():
+        with pytest.raises(UserError, match=r"cannot be written to \(.*\): free"), run.locked():
             pass
     assert kept(small_disk) == {1}
 
@@ -176,7 +178,7 @@ def test_a_full_disk_loses_no_checkpoint(small_disk):
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(1000))
-    with pytest.raises(UserError, match=r"could not be written.* checkpoints are intact; free"):
+    with pytest.raises(UserError, match=r"cannot be written to.* checkpoints are intact; free"):
         save(small_disk, 2)
     filler.unlink()
     assert restore(small_disk).step == 1

@@ -12,7 +12,7 @@ from jaxcifar import TrainConfig, UserError, create_model, data, train
 from jaxcifar.core.state import make_optimizer, state_from
 from jaxcifar.core.steps import Metrics
 from jaxcifar.files import torch_files, weights
-from jaxcifar.files.checkpoints import last_step
+from jaxcifar.files.checkpoints import Checkpoints, last_step
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.layers import Flatten, Linear, Sequential
 from tests.conftest import random_variables
@@ -23,10 +23,10 @@ def test_the_last_checkpoint_of_a_run_is_read(tmp_path):
     variables, model = random_variables("vgg16_bn"), create_model("vgg16_bn")
     state = state_from(variables, model, make_optimizer(1e-3))
     metadata = {"model": "vgg16_bn", "dataset": "digits", "class_names": list("0123456789")}
-    with RunDirectory(tmp_path).open_checkpoints(keep=2) as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints", metadata, keep=2) as checkpoints:
         for step in (9, 10):
             params = jax.tree.map(partial(np.full_like, fill_value=step), variables["params"])
-            checkpoints.save(state.replace(step=step, params=params), Metrics.zeros(), metadata)
+            checkpoints.save(state.replace(step=step, params=params), Metrics.zeros())
     loaded = weights.load(tmp_path)
     assert (loaded.model, loaded.num_classes, loaded.dataset) == ("vgg16_bn", 10, "digits")
     assert loaded.class_names == tuple("0123456789")
@@ -47,8 +47,8 @@ def test_every_path_may_be_a_str_and_no_repr_is_long(tmp_path):
     assert torch_files.read(path)[0]["1.weight"].shape == (10, 3072)
     loaded = weights.load(path, model=given.model)
     run = RunDirectory(str(tmp_path / "run"))
-    with run.open_checkpoints(keep=1) as checkpoints:
-        checkpoints.save(loaded.state(), Metrics.zeros(), {})
+    with Checkpoints(run.checkpoints_dir, {}, keep=1) as checkpoints:
+        checkpoints.save(loaded.state(), Metrics.zeros())
     assert last_step(str(run.checkpoints_dir)) == run.last_step() == 0
     config = TrainConfig(workdir=run.path)
     run.write_config(config, {})

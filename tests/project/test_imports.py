@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "__main__": "cli",
     "jaxcifar": "train files core config errors",  # the public names, lazily
 }
-BELOW_COMMANDS = "evaluate report runtime reporting porting files data core config"
+BELOW_COMMANDS = "evaluate report runtime runtime.memory reporting porting files data core config"
 MAY_IMPORT |= dict.fromkeys(COMMANDS, f"{BELOW_COMMANDS} errors")
 MAY_IMPORT_TORCH = ("jaxcifar/files/torch_files.py", "jaxcifar/porting/")
 

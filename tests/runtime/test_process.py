@@ -38,14 +38,7 @@ faults(); print(default, faults())
 def test_without_glibc_nothing_happens(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     memory.share_one_arena()
-    process.keep_freed_memory()
-
-
-@pytest.mark.parametrize(("flags", "warned"), [("sse2 avx2", 1), ("sse2 avx512_bf16", 0), ("", 0)])
-def test_a_processor_without_bfloat16_is_warned_of(flags, warned, monkeypatch, caplog):
-    monkeypatch.setattr(process, "cpu_flags", lambda: flags)
-    process.warn_of_slow_bfloat16()
-    assert caplog.text.count("no bfloat16 instructions") == warned
+    memory.keep_freed()
 
 
 CACHE = """
@@ -93,19 +86,15 @@ def test_a_cache_that_is_set_stays(tmp_path):
     assert not other.exists()
 
 
-def test_no_place_means_no_cache_and_no_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    assert cache_with(XDG_CACHE_HOME=tmp_path / "file") == "None"
-
-
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no backend"), ImportError("x")])
 def test_without_a_device_the_variable_is_named(error, monkeypatch):
     monkeypatch.setattr(process.jax, "devices", Mock(side_effect=error))
-    with pytest.raises(UserError, match=r"JAX_PLATFORMS=cpu \((AssertionError|no backend|x)\)"):
+    with pytest.raises(UserError, match=r"JAX_PLATFORMS=cpu \(.*(AssertionError|no backend|x).*\)"):
         process.start()
 
 
-def test_without_a_home_there_is_no_cache(monkeypatch, tmp_path):
+def test_without_a_place_or_a_home_there_is_no_cache_and_no_error(monkeypatch, tmp_path):
+    cache_with(XDG_CACHE_HOME=__file__)  # where no folder can be made
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(process.os.path, "expanduser", lambda path: path)
     monkeypatch.chdir(tmp_path)
