@@ -5,12 +5,11 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxcifar.core.resnet import LAYERS
-from jaxcifar.core.vgg import CONFIGURATION, POOL
+from jaxcifar.core.models import POOL, RESNET_BLOCKS, VGG16_FEATURES
 
 
 class StockVGG16(nn.Module):
-    """VGG16, as ``jaxcifar.core.vgg``."""
+    """VGG16, as in ``jaxcifar.core.models``."""
 
     dtype: jnp.dtype
 
@@ -19,7 +18,7 @@ class StockVGG16(nn.Module):
         """Map images ``(N, 32, 32, 3)`` to logits ``(N, 10)``."""
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
         x = x.astype(self.dtype)
-        for features in CONFIGURATION:
+        for features in VGG16_FEATURES:
             if features == POOL:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
             else:
@@ -32,7 +31,7 @@ class StockVGG16(nn.Module):
 
 
 class StockResNet(nn.Module):
-    """ResNet50_layer4, as ``jaxcifar.core.resnet``."""
+    """ResNet50_layer4, as in ``jaxcifar.core.models``."""
 
     dtype: jnp.dtype
 
@@ -48,9 +47,8 @@ class StockResNet(nn.Module):
 
         x = unit(x.astype(self.dtype), 64, 7, 2, 3)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for blocks in LAYERS.values():
-            for mid, out, downsample in blocks:
-                stride = 2 if downsample else 1
+        for blocks in RESNET_BLOCKS.values():
+            for mid, out, stride in blocks:
                 y = unit(x, mid, 1, stride)
                 y = unit(unit(y, mid, 3, 1, 1), out, 1)
                 x = y + unit(x, out, 1, stride)

@@ -27,7 +27,7 @@ from jaxcifar.runtime import process  # noqa: E402
 
 process.start(use_compile_cache=False)
 
-Layer = tuple[tuple[int, ...], tuple[int, ...], int, int]
+Layer = tuple[tuple[int, ...], tuple[int, ...], conv.Window]
 
 
 def fastest(function: Callable[..., Any], *arguments: Any, repeats: int) -> float:
@@ -53,14 +53,12 @@ def matmul_peak(dtype: str, repeats: int) -> float:
 
 
 def convolutions(model: str, batch_size: int) -> Counter[Layer]:
-    """Count the convolutions of a model by shapes, stride and padding."""
+    """Count the convolutions of a model by shapes and window."""
     seen: Counter[Layer] = Counter()
 
-    def record(
-        x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, **options: Any
-    ) -> jax.Array:
-        seen[x.shape, kernel.shape, stride, padding] += 1
-        return conv.conv2d(x, kernel, stride=stride, padding=padding, **options)
+    def record(x: jax.Array, kernel: jax.Array, window: conv.Window) -> jax.Array:
+        seen[x.shape, kernel.shape, window] += 1
+        return conv.conv2d(x, kernel, window)
 
     layers.conv2d, real = record, layers.conv2d
     try:
@@ -74,16 +72,17 @@ def convolutions(model: str, batch_size: int) -> Counter[Layer]:
 
 def widths(batch_size: int) -> Counter[Layer]:
     """Return 3x3 layers on 8x8 pixels; the time should grow with the square of the width."""
+    window = conv.Window.of(3, 1, 1)
     return Counter(
-        ((batch_size, 8, 8, width), (3, 3, width, width), 1, 1) for width in (32, 64, 128, 256, 512)
+        ((batch_size, 8, 8, width), (3, 3, width, width), window)
+        for width in (32, 64, 128, 256, 512)
     )
 
 
 def candidates(layer: Layer) -> Iterator[str]:
     """Yield the chosen algorithm and, unless it takes about a second, XLA's own."""
-    image_shape, kernel_shape, stride, padding = layer
+    image_shape, kernel_shape, window = layer
     x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (image_shape, kernel_shape))
-    window = conv.Window.of(kernel, stride, padding)
     chosen = conv.choose(x, kernel, window, backend="cpu", exact=False)
     yield chosen
     if chosen not in ("xla", "dense"):
@@ -92,12 +91,12 @@ def candidates(layer: Layer) -> Iterator[str]:
 
 def measure(layer: Layer, algorithm: str, dtype: str, repeats: int) -> dict[str, float]:
     """Return the seconds of the three passes."""
-    image_shape, kernel_shape, stride, padding = layer
+    image_shape, kernel_shape, window = layer
     x = jax.random.normal(jax.random.key(0), image_shape, dtype)
     kernel = jax.random.normal(jax.random.key(1), kernel_shape, dtype)
 
     def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return conv.ALGORITHMS[algorithm](x, kernel, conv.Window.of(kernel, stride, padding))
+        return conv.ALGORITHMS[algorithm](x, kernel, window)
 
     dy = jnp.ones_like(jax.jit(run)(x, kernel))
     return {
@@ -132,7 +131,8 @@ def main() -> None:
         rows = [(model, convolutions(model, arguments.batch_size)) for model in arguments.models]
         for model, shapes in [*rows, ("width", widths(arguments.batch_size))]:
             for layer, times in shapes.items():
-                image, kernel, stride, padding = layer
+                image, kernel, window = layer
+                stride, padding = window.strides[0], window.paddings[0][0]
                 out = (image[1] + 2 * padding - kernel[0]) // stride + 1
                 gflop = 2 * image[0] * out**2 * kernel[0] * kernel[1] * kernel[2] * kernel[3] / 1e9
                 for index, algorithm in enumerate(candidates(layer)):

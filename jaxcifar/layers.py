@@ -1,25 +1,117 @@
 """Layers with torch's semantics, on NHWC images, called as ``layer(x, train=...)``."""
 
-from jaxcifar.core.activations import GELU as GELU
-from jaxcifar.core.activations import Function as Function
-from jaxcifar.core.activations import Hardsigmoid as Hardsigmoid
-from jaxcifar.core.activations import Hardswish as Hardswish
-from jaxcifar.core.activations import LeakyReLU as LeakyReLU
-from jaxcifar.core.activations import ReLU as ReLU
-from jaxcifar.core.activations import ReLU6 as ReLU6
-from jaxcifar.core.activations import Sigmoid as Sigmoid
-from jaxcifar.core.activations import SiLU as SiLU
-from jaxcifar.core.activations import Tanh as Tanh
-from jaxcifar.core.layers import Conv as Conv
-from jaxcifar.core.layers import Dropout as Dropout
-from jaxcifar.core.layers import Flatten as Flatten
-from jaxcifar.core.layers import Identity as Identity
-from jaxcifar.core.layers import Linear as Linear
-from jaxcifar.core.layers import Sequential as Sequential
-from jaxcifar.core.norms import BatchNorm as BatchNorm
-from jaxcifar.core.norms import GroupNorm as GroupNorm
-from jaxcifar.core.norms import LayerNorm as LayerNorm
-from jaxcifar.core.pooling import AdaptiveAvgPool as AdaptiveAvgPool
-from jaxcifar.core.pooling import AvgPool as AvgPool
-from jaxcifar.core.pooling import MaxPool as MaxPool
-from jaxcifar.core.pooling import Upsample as Upsample
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxcifar.core.conv.window import Size, Window, pair
+from jaxcifar.core.layers import *  # noqa: F403 - its __all__
+from jaxcifar.core.layers import Function, per_channel, pool, scale_and_bias
+
+
+def _relu6(x: jax.Array) -> jax.Array:  # torch's gradients, also where they jump
+    return jnp.where(x >= 6, 6, nn.relu(x))
+
+
+Identity = partial(Function, lambda x: x)
+# In torch's order: the channels of an image come before its pixels.
+Flatten = partial(Function, lambda x: jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1))
+ReLU6 = partial(Function, _relu6)
+SiLU = partial(Function, nn.silu)
+Sigmoid = partial(Function, nn.sigmoid)
+Tanh = partial(Function, jnp.tanh)
+Hardsigmoid = partial(Function, lambda x: _relu6(x + 3) / 6)
+Hardswish = partial(Function, lambda x: x * _relu6(x + 3) / 6)
+
+
+class GELU(nn.Module):
+    """``torch.nn.GELU``; ``approximate`` is ``"none"`` or ``"tanh"``."""
+
+    approximate: str = "none"
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return nn.gelu(x, approximate={"none": False, "tanh": True}[self.approximate])
+
+
+class LeakyReLU(nn.Module):
+    """``torch.nn.LeakyReLU``."""
+
+    negative_slope: float = 0.01
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return jnp.where(x > 0, x, self.negative_slope * x)
+
+
+class GroupNorm(nn.Module):
+    """``torch.nn.GroupNorm``."""
+
+    num_groups: int
+    eps: float = 1e-5
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        grouped = x.reshape(*x.shape[:-1], self.num_groups, -1)
+        y = _standardize(grouped, (*range(1, x.ndim - 1), x.ndim), self.eps).reshape(x.shape)
+        scale, bias = scale_and_bias(self, x, self.affine, self.affine)
+        return (y * per_channel(scale, x) + per_channel(bias, x)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """``torch.nn.LayerNorm`` over the last axis."""
+
+    normalized_shape: int
+    eps: float = 1e-5
+    elementwise_affine: bool = True
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if x.shape[-1] != self.normalized_shape:
+            raise ValueError(f"LayerNorm({self.normalized_shape}) does not fit {x.shape}")
+        y, affine = _standardize(x, (-1,), self.eps), self.elementwise_affine
+        scale, bias = scale_and_bias(self, x, affine, affine and self.use_bias)
+        return (y * per_channel(scale, x) + per_channel(bias, x)).astype(x.dtype)
+
+
+def _standardize(x: jax.Array, axes: tuple[int, ...], eps: float) -> jax.Array:
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.nn.standardize(x, axes, variance=jnp.var(x, axes, keepdims=True), epsilon=eps)
+
+
+class AvgPool(nn.Module):
+    """``torch.nn.AvgPool2d``."""
+
+    window: Size
+    stride: Size | None = None
+    padding: Size = 0
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        window = Window.of(self.window, self.stride or self.window, self.padding)
+        y = pool(x, window, jnp.add, 0.0, ceil_mode=self.ceil_mode)
+        for axis, size, stride, padding in zip((1, 2), *window[:3], strict=True):
+            pixels = np.pad(np.ones(x.shape[axis]), padding, constant_values=self.count_include_pad)
+            counts = [pixels[i * stride :][:size].sum() for i in range(y.shape[axis])]
+            y /= jnp.asarray(counts, y.dtype).reshape([-1 if i == axis else 1 for i in range(4)])
+        return y.astype(x.dtype)
+
+
+class AdaptiveAvgPool(nn.Module):
+    """``torch.nn.AdaptiveAvgPool2d``."""
+
+    output_size: Size = 1
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        for axis, outputs in enumerate(pair(self.output_size), start=1):
+            side = x.shape[axis]
+            windows = [(i * side // outputs, -(-(i + 1) * side // outputs)) for i in range(outputs)]
+            parts = [lax.slice_in_dim(y, start, end, axis=axis) for start, end in windows]
+            y = jnp.concatenate([part.mean(axis, keepdims=True) for part in parts], axis)
+        return y.astype(x.dtype)

@@ -31,8 +31,7 @@ def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> ja
 
 def crop(images: jax.Array, corners: jax.Array) -> jax.Array:
     """Pad with zeros, then cut image ``i`` to its old size at ``corners[i] = (top, left)``."""
-    sides = (CROP_PADDING, CROP_PADDING)
-    padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
+    padded = jnp.pad(images, [(0, 0), *[(CROP_PADDING, CROP_PADDING)] * 2, (0, 0)])
     starts = jnp.pad(corners, ((0, 0), (0, 1)))  # the channels start at 0
     return jax.vmap(partial(lax.dynamic_slice, slice_sizes=images.shape[1:]))(padded, starts)
 

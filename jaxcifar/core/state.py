@@ -1,7 +1,8 @@
 """The training state, its optimizer, and how they start."""
 
 import reprlib
-from functools import cache, partial
+from functools import cache, partial, reduce
+from operator import getitem
 from typing import Any, TypeAlias, TypeVar
 
 import flax.linen as nn
@@ -24,8 +25,7 @@ def short_repr(kind: Class) -> Class:
 
     def text(self: Any) -> str:
         names = getattr(self, "_fields", None) or self.__dataclass_fields__
-        texts = (f"{name}={_short(getattr(self, name))}" for name in names)
-        return f"{kind.__name__}({', '.join(texts)})"
+        return f"{kind.__name__}({', '.join(f'{n}={_short(getattr(self, n))}' for n in names)})"
 
     kind.__repr__ = text  # type: ignore[method-assign, assignment]
     return kind
@@ -52,10 +52,7 @@ class TrainState(train_state.TrainState):
 def make_schedule(
     learning_rate: float, *, decay_rate: float, decay_steps: int, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """Return ``learning_rate * decay_rate ** (step // decay_steps)``, torch's ``StepLR``.
-
-    In the first ``warmup_steps`` it is also multiplied by ``(step + 1) / warmup_steps``.
-    """
+    """Return torch's ``StepLR``, over ``warmup_steps`` times ``(step + 1) / warmup_steps``."""
     # Decays are counted here, in integers: optax divides in float32, and can land just below a
     # whole number. np.float64 keeps x64 in float64.
     by_decay = optax.exponential_decay(learning_rate, 1, np.float64(decay_rate), staircase=True)
@@ -67,14 +64,10 @@ def make_schedule(
 
 @cache
 def make_optimizer(schedule: optax.ScalarOrSchedule, *, weight_decay: float = 0.0) -> Optimizer:
-    """Return Adam (Kingma and Ba, 2014); with decay AdamW (Loshchilov and Hutter, 2017).
-
-    optax has torch's defaults. As in torch, every parameter decays, by the rate times
-    ``weight_decay``.
-    """
+    """Return torch's Adam (Kingma and Ba, 2014), with decay AdamW (Loshchilov and Hutter, 2017)."""
     if not weight_decay:
         return optax.adam(schedule)
-    return optax.adamw(schedule, weight_decay=weight_decay)
+    return optax.adamw(schedule, weight_decay=weight_decay)  # of every parameter
 
 
 def create_state(key: jax.Array, model: nn.Module, optimizer: Optimizer) -> TrainState:
@@ -87,7 +80,7 @@ def state_from(
 ) -> TrainState:
     """Return a state at step 0 with copies of the variables, and of Adam's moments and count."""
     variables, adam = jax.tree.map(jnp.array, (variables, adam))  # copies: a step donates them
-    variables = {"batch_stats": {}, **variables}  # without a batch norm there are none
+    variables = {"batch_stats": {}} | variables  # without a batch norm there are none
     state = TrainState.create(apply_fn=model.apply, tx=optimizer, **variables)
     opt_state = state.opt_state if adam is None else (adam, *state.opt_state[1:])
     return state.replace(opt_state=opt_state, step=jnp.zeros((), jnp.int32))
@@ -97,16 +90,14 @@ def replace_head(
     key: jax.Array, variables: Any, adam: AdamState | None, model: nn.Module
 ) -> tuple[dict[str, Any], AdamState | None]:
     """Replace the last layer by one drawn from ``key`` for the classes of ``model``."""
-    last = head(model)
+    path = head(model)
 
-    def draw(key: jax.Array) -> dict[tuple[str, ...], jax.Array]:
-        params = flatten_dict(init(key, model)["params"])
-        return {path: leaf for path, leaf in params.items() if path[:-1] == last}
+    def update(tree: Any, layer: dict[str, np.ndarray]) -> Any:
+        new = {(*path, name): leaf for name, leaf in layer.items()}
+        return unflatten_dict(flatten_dict(tree) | new)
 
-    def update(tree: Any, leaves: Any) -> Any:
-        return unflatten_dict({**flatten_dict(tree), **leaves})
-
-    drawn = jax.device_get(jax.jit(draw)(key))
+    draw = jax.jit(lambda key: reduce(getitem, path, init(key, model)["params"]))
+    drawn = jax.device_get(draw(key))
     if adam is not None:
         # The others stay: without moments, a weight's first step is as long as the learning rate.
         zeros = jax.tree.map(np.zeros_like, drawn)

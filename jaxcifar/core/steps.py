@@ -49,9 +49,6 @@ def loss_fn(
     params: Any, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, tuple[Metrics, Any]]:
     """Return the mean cross-entropy of normalized images, beside it metrics and ``batch_stats``."""
-    if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        given = f"{labels.dtype} {labels.shape} for images {images.shape}"
-        raise ValueError(f"expected whole numbers (N,) as labels, got {given}")
     variables = {"params": params, "batch_stats": state.batch_stats}
     logits, updates = state.apply_fn(
         variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
@@ -79,15 +76,19 @@ def train_step(
     ``key`` to all steps. With ``skip_nonfinite``, a batch whose loss or gradients are not
     finite changes only ``state.step``, and its metrics count no image.
     """
+    images, labels = batch
+    are_images = images.dtype == jnp.uint8 and images.ndim == 4 and images.shape[-1] == len(MEAN)
+    are_labels = jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == images.shape[:1]
+    if not are_images or not are_labels:
+        given = " and ".join(f"{array.dtype} {array.shape}" for array in batch)
+        raise ValueError(
+            f"expected uint8 (N, H, W, 3), not normalized, and int32 (N,), got {given}"
+        )
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images = batch.images
-    if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != len(MEAN):
-        given = f"{images.dtype} {images.shape}"
-        raise ValueError(f"expected images as uint8 (N, H, W, 3), not normalized, got {given}")
     images = augment_images(augment_key, images, augment)
     images = normalize(images, jax.tree.leaves(state.params)[0].dtype)
     grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(
-        state.params, state, images, batch.labels, dropout_key
+        state.params, state, images, labels, dropout_key
     )
     new_state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
     finite = jnp.isfinite(metrics.loss_sum)
@@ -113,8 +114,8 @@ def train_steps_at(
 ) -> tuple[TrainState, Metrics]:
     """Run ``train_step`` on the next ``count`` batches and add their metrics to ``totals``.
 
-    ``state`` is donated; its ``step`` selects the batch in ``order``, an ``epoch_order``.
-    Leave ``count`` at 1 on a CPU, where XLA's convolution is about 50 times slower in a loop.
+    ``state`` is donated; its ``step`` selects the batch in ``order``, an ``epoch_order``. On a
+    CPU leave ``count`` at 1: XLA's convolution is about 50 times slower in a loop.
     """
 
     def step(carry: tuple[TrainState, Metrics], _: None) -> tuple[tuple[TrainState, Metrics], None]:

@@ -15,25 +15,25 @@ PACKAGE = Path(__file__).parents[2] / "jaxcifar"
 VGG = ("test_float32_outputs_equal_torch", "vgg16")
 RESNET = ("test_float32_outputs_equal_torch", "resnet50_layer4")
 TRAINING = ("test_float64_gradients_and_statistics_equal_torch", "vgg16")
-NAMES, NORMS, BLOCKS = "files/torch_names.py", "core/norms.py", "core/resnet.py"
+NAMES, LAYERS, MODELS = "files/torch_names.py", "core/layers.py", "core/models.py"
 MAPPED = ".transpose(np.argsort("
 UNMAPPED = ".transpose((0, 1) if leaf.shape == (512, 512) else np.argsort("
 STATISTICS = '"mean": "running_mean", "var": "running_var"'
 SWAPPED = '"var": "running_mean", "mean": "running_var"'
-SHORTCUT = "_unit(self.out, 1, stride=stride)(name=shortcut)(x, train=train)"
+SHORTCUT = "_unit(self.out, 1, stride=self.stride)(name=shortcut)(x, train=train)"
 NO_SHORTCUT = f"z = {SHORTCUT}; return y + (x if x.shape == y.shape else z)"
-UNITS = "_unit(self.mid, 1, stride=stride),\n            _unit(self.mid, 3, padding=1)"
-OTHER_UNITS = "_unit(self.mid, 1), _unit(self.mid, 3, padding=1, stride=stride)"
+UNITS = "_unit(self.mid, 1, stride=self.stride), _unit(self.mid, 3, padding=1)"
+OTHER_UNITS = "_unit(self.mid, 1), _unit(self.mid, 3, padding=1, stride=self.stride)"
 EPSILON = "eps: float = 1e-5\n    momentum"  # of BatchNorm
 MUTANTS = {
     "height and width swapped": (VGG, NAMES, "4: (3, 2, 0, 1)", "4: (3, 2, 1, 0)"),
     "linear weights not transposed": (VGG, NAMES, MAPPED, UNMAPPED),
     "mean and variance swapped": (VGG, NAMES, STATISTICS, SWAPPED),
-    "no make_equal_channel": (RESNET, BLOCKS, f"return y + {SHORTCUT}", NO_SHORTCUT),
-    "stride on the 3x3": (RESNET, BLOCKS, UNITS, OTHER_UNITS),
-    "biased variance": (TRAINING, NORMS, "var * (count / (count - 1))", "var"),
-    "flax's momentum": (TRAINING, NORMS, "| None = 0.1", "| None = 0.01"),
-    "another epsilon": (VGG, NORMS, EPSILON, EPSILON.replace("5", "3")),
+    "no make_equal_channel": (RESNET, MODELS, f"return y + {SHORTCUT}", NO_SHORTCUT),
+    "stride on the 3x3": (RESNET, MODELS, UNITS, OTHER_UNITS),
+    "biased variance": (TRAINING, LAYERS, "var * (count / (count - 1))", "var"),
+    "flax's momentum": (TRAINING, LAYERS, "| None = 0.1", "| None = 0.01"),
+    "another epsilon": (VGG, LAYERS, EPSILON, EPSILON.replace("5", "3")),
 }
 
 
@@ -77,5 +77,5 @@ def test_a_wrong_program_is_caught(mutant):
 @pytest.mark.slow
 @pytest.mark.parametrize("test", [VGG, RESNET, TRAINING], ids=str)
 def test_the_right_program_passes(test):
-    with program(NORMS) as parity:
+    with program(LAYERS) as parity:
         run(test, parity)

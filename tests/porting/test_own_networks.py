@@ -39,6 +39,7 @@ class Net(nn.Module):
 """
 MY_NET = """
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxcifar.layers import *
 class Block(nn.Module):
@@ -53,6 +54,10 @@ class Branches(nn.Module):
         left = Conv(8, 1, name="left")(x, train=train)
         right = Conv(24, 1, name="right")(x, train=train)
         return jnp.concatenate([left, right], -1)
+class Up(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return jax.image.resize(x, (len(x), 16, 16, 32), "bilinear")
 class Net(nn.Module):
     num_classes: int = 10
     @nn.compact
@@ -63,7 +68,7 @@ class Net(nn.Module):
         x = Block(name="block")(x, train=train)
         x = nn.relu(Branches(name="branches")(x, train=train))
         x = AvgPool(3, 2, 1, name="pool")(x, train=train)
-        x = Upsample(2, "bilinear", name="up")(x, train=train)
+        x = Up(name="up")(x, train=train)
         x = Flatten()(x, train=train)
         return Linear(self.num_classes, name="fc")(x, train=train)
 """
@@ -109,6 +114,10 @@ BOTH = """        y = Conv(16, 1, {}, name="a")(x, train=train)
 PADDED = "jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))"
 BRANCHES = 'Branches(name="branches")(x, train=train)'
 DOWNSAMPLE = 'Conv(16, 1, 2, name="downsample")(x, train=train)'
+RESIZE = 'resize(x, (len(x), 16, 16, 32), "bilinear")'
+ALIGNED = RESIZE.replace("resize", "scale_and_translate").replace(
+    '"bilinear"', '(1, 2), jnp.ones(2) * 15 / 7, 0.5 - jnp.ones(2) * 7.5 / 7, "linear"'
+)
 MISTAKES = [
     ("Conv(16, 3, 2, 1, name", "Conv(16, 3, 2, name", "first conv1", "padding 0, torch has (1, 1)"),
     (
@@ -130,7 +139,7 @@ MISTAKES = [
     ("[left, right]", "[right, left]", "first branches", "swapped branches"),
     ("AvgPool(3, 2, 1, name", "AvgPool(3, 2, 1, count_include_pad=False, name", "first pool",
      "count_include_pad False, torch has True"),
-    ('Upsample(2, "bilinear"', 'Upsample(2, "bilinear", True', "first up", "align_corners True"),
+    (RESIZE, ALIGNED, "first up", "align_corners True, torch has False"),
     ("x = Flatten()(x, train=train)", "x = x.reshape(len(x), -1)", "first fc",
      "it flattens channels last, torch (C, H, W)"),
 ]  # fmt: skip

@@ -1,20 +1,31 @@
-"""A matrix product that is fast in bfloat16 on CPU, with its gradients: it transposes nothing."""
+"""Convolutions as one matrix product: of 1x1 kernels, and of tiny images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from jaxcifar.core.conv.window import Window
 
-@jax.custom_vjp
-def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Multiply ``(M, K)`` by ``(K, N)``, both of one dtype, which is also the result's."""
-    return _product(a, b, ((1,), (0,)))
+# The position in the kernel of the weight from each pixel (row) to each output (column).
+Taps = Sequence[Sequence[tuple[int, int] | None]]
 
 
-def matmul_transposed(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return ``a.T @ b`` of ``(M, K)`` and ``(M, N)``; it has no fast gradient of its own."""
+@jax.custom_gradient
+def matmul(a: jax.Array, b: jax.Array) -> Any:
+    """Multiply ``(M, K)`` by ``(K, N)`` of one dtype; its gradients transpose nothing."""
+
+    def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _product(dy, b, ((1,), (1,))), _transposed_matmul(a, dy)
+
+    return _product(a, b, ((1,), (0,))), gradients
+
+
+def _transposed_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return ``a.T @ b`` of ``(M, K)`` and ``(M, N)``."""
     if a.dtype == jnp.bfloat16 and len(a) % 2 == 0:
         # For a sum over two axes XLA copies an operand first, which pays in bfloat16 only.
         a, b = (x.reshape(2, -1, x.shape[1]) for x in (a, b))
@@ -29,9 +40,50 @@ def _product(a: jax.Array, b: jax.Array, axes: Any) -> jax.Array:
     return product.astype(a.dtype)
 
 
-def _backward(operands: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    a, b = operands
-    return _product(dy, b, ((1,), (1,))), matmul_transposed(a, dy)
+def pointwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Compute ``conv2d`` with an unpadded 1x1 kernel as one product over the channels."""
+    rows, columns = window.strides
+    x = x[:, ::rows, ::columns]
+    return matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
 
-matmul.defvjp(lambda a, b: (matmul(a, b), (a, b)), _backward)
+def dense(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Compute ``conv2d`` by the matrix from all pixels to all outputs, for the tiniest images."""
+
+    def tap(pixel: tuple[int, ...], output: tuple[int, ...]) -> tuple[int, int] | None:
+        axes = zip(pixel, output, *window[1:4], strict=True)
+        (i, k), (j, m) = (divmod(p + before - s * o, d) for p, o, s, (before, _), d in axes)
+        inside = 0 <= i < kernel.shape[0] and 0 <= j < kernel.shape[1]
+        return (i, j) if k == m == 0 and inside else None
+
+    @jax.custom_gradient
+    def product(x: jax.Array, kernel: jax.Array) -> Any:
+        def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+            # Transposing the kernel before it is unrolled is cheaper than the matrix after.
+            d_x = matmul(dy, _unroll(kernel.swapaxes(2, 3), list(zip(*taps, strict=True))))
+            return d_x, _roll(_transposed_matmul(x, dy), taps, kernel)
+
+        return matmul(x, _unroll(kernel, taps)), gradients
+
+    size = window.outputs(x)
+    taps = [[tap(p, o) for o in np.ndindex(*size)] for p in np.ndindex(x.shape[1:3])]
+    n = x.shape[0]  # symbolic when a program is exported
+    return product(x.reshape(n, -1), kernel).reshape(n, *size, -1)
+
+
+def _unroll(kernel: jax.Array, taps: Taps) -> jax.Array:
+    """Build the matrix of blocks ``kernel[tap]``, zero where the tap is None."""
+    zeros = jnp.zeros_like(kernel[0, 0])
+    rows = [[zeros if tap is None else kernel[tap] for tap in row] for row in taps]
+    return jnp.concatenate([jnp.concatenate(row, axis=1) for row in rows])
+
+
+def _roll(d_matrix: jax.Array, taps: Taps, kernel: jax.Array) -> jax.Array:
+    """Return the gradient of ``kernel``: for each tap the sum of its blocks."""
+    blocks = d_matrix.reshape(len(taps), kernel.shape[2], len(taps[0]), kernel.shape[3])
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    sums = {tap: jnp.zeros(kernel.shape[2:], wide) for tap in np.ndindex(*kernel.shape[:2])}
+    for r, c in np.ndindex(len(taps), len(taps[0])):
+        if (tap := taps[r][c]) is not None:
+            sums[tap] += blocks[r, :, c].astype(wide)
+    return jnp.stack(list(sums.values())).reshape(kernel.shape).astype(kernel.dtype)

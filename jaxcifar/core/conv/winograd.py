@@ -5,7 +5,7 @@ Gray, "Fast algorithms for convolutional neural networks", 2015). Over all chann
 product becomes 36 matrix products. Random float32 values err by at most 1e-4 of the largest.
 """
 
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import jax
@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcifar.core.conv.window import Pair
+from jaxcifar.core.conv.window import Window
 
-Paddings = tuple[Pair, Pair]
 TILE = 4  # outputs in each direction; a tile reads two more pixels
 _B = np.array(
     [
@@ -27,48 +26,40 @@ _G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 
 _A = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def winograd(x: jax.Array, kernel: jax.Array, paddings: Paddings) -> jax.Array:
+def winograd(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Compute ``conv2d`` with a 3x3 kernel and stride 1, where the output is of whole tiles."""
-    return _forward(x, kernel, paddings)[0]
+    n, (rows, columns) = x.shape[0], (outputs // TILE for outputs in window.outputs(x))
+
+    @jax.custom_gradient
+    def convolve(x: jax.Array, kernel: jax.Array) -> Any:
+        def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+            tiles = dy.reshape(n, rows, TILE, columns, TILE, -1).transpose(2, 4, 0, 1, 3, 5)
+            d_products = _apply(_A.T, tiles.reshape(TILE * TILE, -1, dy.shape[-1]))
+            # Transformed again: as residuals the transformed images take 2.25 times the memory.
+            d_kernel = jnp.einsum("gtc,gto->gco", _transform_images(x, window), d_products)
+            d_kernel = _apply(_G.T, d_kernel).reshape(kernel.shape)
+            transformed = _apply(_G, kernel.reshape(9, *kernel.shape[2:]))
+            d_tiles = jnp.einsum("gto,gco->gtc", d_products, transformed)
+            d_tiles = _apply(_B.T, d_tiles).reshape(6, 6, n, rows, columns, -1)
+            d_x = _overlap(_overlap(d_tiles.transpose(2, 3, 0, 4, 1, 5), axis=1), axis=2)
+            (top, _), (left, _) = window.paddings
+            d_x = d_x[:, top : top + x.shape[1], left : left + x.shape[2]]
+            return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
+
+        products = _transform_images(x, window) @ _apply(_G, kernel.reshape(9, *kernel.shape[2:]))
+        tiles = _apply(_A, products).reshape(TILE, TILE, n, rows, columns, -1)
+        y = tiles.transpose(2, 3, 0, 4, 1, 5).reshape(n, rows * TILE, columns * TILE, -1)
+        return y.astype(x.dtype), gradients
+
+    return convolve(x, kernel)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, paddings: Paddings) -> tuple[jax.Array, Any]:
-    sides = zip(x.shape[1:3], paddings, strict=True)
-    rows, columns = ((side + sum(padding) - 2) // TILE for side, padding in sides)
-    products = _transform_images(x, paddings) @ _apply(_G, kernel.reshape(9, *kernel.shape[2:]))
-    tiles = _apply(_A, products).reshape(TILE, TILE, len(x), rows, columns, -1)
-    y = tiles.transpose(2, 3, 0, 4, 1, 5).reshape(len(x), rows * TILE, columns * TILE, -1)
-    return y.astype(x.dtype), (x, kernel)
-
-
-def _backward(paddings: Paddings, residuals: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    n, height, width, features = dy.shape
-    rows, columns = height // TILE, width // TILE
-    tiles = dy.reshape(n, rows, TILE, columns, TILE, features).transpose(2, 4, 0, 1, 3, 5)
-    d_products = _apply(_A.T, tiles.reshape(TILE * TILE, -1, features))
-    # Transformed again, because as residuals the transformed images take 2.25 times the memory.
-    d_kernel = jnp.einsum("gtc,gto->gco", _transform_images(x, paddings), d_products)
-    d_kernel = _apply(_G.T, d_kernel).reshape(kernel.shape)
-    transformed = _apply(_G, kernel.reshape(9, *kernel.shape[2:]))
-    d_tiles = jnp.einsum("gto,gco->gtc", d_products, transformed)
-    d_tiles = _apply(_B.T, d_tiles).reshape(6, 6, n, rows, columns, -1)
-    d_x = _overlap(_overlap(d_tiles.transpose(2, 3, 0, 4, 1, 5), axis=1), axis=2)
-    (top, _), (left, _) = paddings
-    d_x = d_x[:, top : top + x.shape[1], left : left + x.shape[2]]
-    return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
-
-
-winograd.defvjp(_forward, _backward)
-
-
-def _transform_images(x: jax.Array, paddings: Paddings) -> jax.Array:
+def _transform_images(x: jax.Array, window: Window) -> jax.Array:
     """Map ``(N, H, W, C)`` to ``(36, tiles, C)``; overlapping tiles are never stored."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     for direction in (0, 1):  # the stacked axes go in front, rows before columns
         axis = 2 * direction + 1
-        x = jnp.pad(x, [paddings[direction] if i == axis else (0, 0) for i in range(x.ndim)])
+        x = jnp.pad(x, [window.paddings[direction] if i == axis else (0, 0) for i in range(x.ndim)])
         end = x.shape[axis] - 5
         views = [lax.slice_in_dim(x, i, i + end, TILE, axis) for i in range(6)]
         weights = _B.T.reshape(6, *(6 if i == direction else 1 for i in range(x.ndim + 1)))
