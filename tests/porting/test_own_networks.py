@@ -57,7 +57,7 @@ class Branches(nn.Module):
 class Up(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
-        return jax.image.resize(x, (len(x), 16, 16, 32), "bilinear")
+        return jax.image.resize(x, (len(x), 8, 8, 32), "bilinear")
 class Net(nn.Module):
     num_classes: int = 10
     @nn.compact
@@ -114,9 +114,9 @@ BOTH = """        y = Conv(16, 1, {}, name="a")(x, train=train)
 PADDED = "jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))"
 BRANCHES = 'Branches(name="branches")(x, train=train)'
 DOWNSAMPLE = 'Conv(16, 1, 2, name="downsample")(x, train=train)'
-RESIZE = 'resize(x, (len(x), 16, 16, 32), "bilinear")'
+RESIZE = 'resize(x, (len(x), 8, 8, 32), "bilinear")'
 ALIGNED = RESIZE.replace("resize", "scale_and_translate").replace(
-    '"bilinear"', '(1, 2), jnp.ones(2) * 15 / 7, 0.5 - jnp.ones(2) * 7.5 / 7, "linear"'
+    '"bilinear"', '(1, 2), jnp.full(2, 7 / 3), jnp.full(2, -2 / 3), "linear"'
 )
 MISTAKES = [
     ("Conv(16, 3, 2, 1, name", "Conv(16, 3, 2, name", "first conv1", "padding 0, torch has (1, 1)"),
@@ -139,7 +139,7 @@ MISTAKES = [
     ("[left, right]", "[right, left]", "first branches", "swapped branches"),
     ("AvgPool(3, 2, 1, name", "AvgPool(3, 2, 1, count_include_pad=False, name", "first pool",
      "count_include_pad False, torch has True"),
-    (RESIZE, ALIGNED, "first up", "align_corners True, torch has False"),
+    (RESIZE, ALIGNED, "first up", "align_corners True"),
     ("x = Flatten()(x, train=train)", "x = x.reshape(len(x), -1)", "first fc",
      "it flattens channels last, torch (C, H, W)"),
 ]  # fmt: skip
