@@ -4,11 +4,15 @@ import os
 from pathlib import Path
 
 import numpy as np
+from etils import epy
 
-from jaxcifar.config.train import DATASETS, FOLDER_PREFIX, folder_path, is_dataset
-from jaxcifar.data import archives, cifar, digits, folder
+from jaxcifar.config.train import FOLDER_PREFIX, TrainConfig, folder_path
+from jaxcifar.data import archives, cifar, images
 from jaxcifar.data.dataset import Dataset, Examples
-from jaxcifar.errors import UserError, did_you_mean
+from jaxcifar.errors import UserError
+
+with epy.lazy_imports():
+    from sklearn import datasets, model_selection
 
 __all__ = ["Dataset", "Examples", "hold_out", "load"]
 
@@ -19,19 +23,29 @@ def load(name: str, data_dir: str | Path | None = None, *, test_only: bool = Fal
     ``data_dir`` is CIFAR's; None means ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``. With
     ``test_only`` the training images may be missing; they are not read.
     """
-    if not is_dataset(name):
-        hint = did_you_mean(name.lower(), DATASETS.split(", "))
-        raise UserError(f"unknown dataset {name!r}: use one of {DATASETS}{hint}")
+    TrainConfig(dataset=name)  # refuses an unknown name
     if name == "digits":
-        return digits.load()
+        return _digits()
     if name.startswith(FOLDER_PREFIX):
-        return folder.load(folder_path(name), test_only=test_only)
+        return images.load(folder_path(name), test_only=test_only)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     path = Path(os.path.expanduser(data_dir))
     if "~" in path.parts[:1]:
         raise UserError(f"there is no home directory for {path}: pass --data-dir")
     source = archives.CIFAR10 if name == "cifar10" else archives.CIFAR100
     return cifar.load(source, path, test_only=test_only)
+
+
+def _digits() -> Dataset:
+    """Load scikit-learn's digits (UCI, Alpaydin and Kaynak 1998), each 8x8 pixels enlarged."""
+    digits = datasets.load_digits()
+    gray = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    images = np.repeat(np.kron(gray, np.ones((4, 4), np.uint8))[..., None], 3, axis=-1)
+    labels = digits.target.astype(np.int32)
+    split = model_selection.train_test_split
+    splits = split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
+    train, test = (Examples(images[indices], labels[indices]) for indices in splits)
+    return Dataset(train, test, tuple(str(name) for name in digits.target_names))
 
 
 def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples | None]:

@@ -1,15 +1,13 @@
-"""The official files of CIFAR-10 and -100 (Krizhevsky, 2009): archives and unpacked folders.
-
-Published checksums are verified before parsing; unpickling may then only build arrays.
-"""
+"""The official files of CIFAR-10 and -100 (Krizhevsky, 2009): archives and unpacked folders."""
 
 import hashlib
 import io
 import pickle
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,8 +16,7 @@ from jaxcifar.errors import regular_file
 
 # Of the archives and of the pickles in them, as in torchvision; md5sum --check reads the file.
 _MD5SUMS = Path(__file__).with_name("md5sums.txt").read_text(encoding="ascii").split()
-_IN_OFFICIAL_PICKLES = ("numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct")
-_PIXELS = 3 * 32 * 32
+_unpickle = partial(pickle.loads, encoding="bytes")  # only what has its published checksum
 
 
 class Source(NamedTuple):
@@ -29,8 +26,7 @@ class Source(NamedTuple):
     archives: tuple[str, str]
     folders: tuple[str, str]  # what the archives unpack to
     names_files: tuple[str, str]  # list the class names
-    keys: tuple[bytes, bytes]  # of the class names and of the labels in pickles
-    label_bytes: int  # of a record; the last one is the label
+    prefix: bytes  # of the labels' keys in pickles; with it, records have a coarse label first
     batches: Mapping[str, int]  # number of images by file name; the last file is the test set
     md5: Mapping[str, str] = dict(zip(_MD5SUMS[1::2], _MD5SUMS[::2], strict=True))
 
@@ -40,8 +36,7 @@ CIFAR10 = Source(
     archives=("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"),
     folders=("cifar-10-batches-py", "cifar-10-batches-bin"),
     names_files=("batches.meta", "batches.meta.txt"),
-    keys=(b"label_names", b"labels"),
-    label_bytes=1,
+    prefix=b"",
     batches={**{f"data_batch_{n}": 10_000 for n in range(1, 6)}, "test_batch": 10_000},
 )
 
@@ -50,40 +45,34 @@ CIFAR100 = Source(
     archives=("cifar-100-python.tar.gz", "cifar-100-binary.tar.gz"),
     folders=("cifar-100-python", "cifar-100-binary"),
     names_files=("meta", "fine_label_names.txt"),
-    keys=(b"fine_label_names", b"fine_labels"),
-    label_bytes=2,  # the coarse label comes first
+    prefix=b"fine_",
     batches={"train": 50_000, "test": 10_000},
 )
 
 
-def find(data_dir: Path, source: Source) -> Iterator[Path]:
-    """Yield the official folders and archives at, in, and in the downloads of ``data_dir``."""
-    forms, downloads = (*source.folders, *source.archives), data_dir / "downloads"
-    paths = [data_dir] if data_dir.name in forms else []
-    for folder in (data_dir, downloads / "manual", downloads):
-        paths += [folder / form for form in forms]
+def find(data_dir: Path, source: Source) -> list[Path]:
+    """Return the official folders and archives at, in, and in the downloads of ``data_dir``."""
+    forms, archive = (*source.folders, *source.archives), f"*{source.archives[1][:-7]}*.tar.gz"
+    patterns = [place + form for place in ("", "downloads/manual/", "downloads/") for form in forms]
     # TFDS decorates the names of its downloads, and may put them into a folder of the data set.
-    name = f"*{source.archives[1].removesuffix('.tar.gz')}*.tar.gz"
-    paths += [*downloads.glob(name), *downloads.glob(f"cifar10*/{name}")]
-    return filter(Path.exists, paths)
+    patterns += [f"downloads/{archive}", f"downloads/cifar10*/{archive}"]
+    paths = [path for pattern in patterns for path in data_dir.glob(pattern)]
+    return [data_dir, *paths] if data_dir.name in forms and data_dir.exists() else paths
 
 
-def read(path: Path, source: Source, *, test_only: bool) -> Dataset:
+def read(path: Path, source: Source, test_only: bool) -> Dataset:
     """Read an archive or folder; any exception means that a file is missing or damaged."""
     binary = path.name not in (source.folders[0], source.archives[0])  # indexes the pairs, too
     batches = [name + ".bin" * binary for name in source.batches][-1 if test_only else 0 :]
     files = _read_files(path, [source.names_files[binary], *batches], source, binary)
     names = files.pop(source.names_files[binary])
-    class_names = names.split() if binary else _unpickle(names)[source.keys[0]]
-    parts = [_parse_batch(name, content, source) for name, content in files.items()]
-    train, test = (
-        Examples(*map(np.concatenate, zip(NO_EXAMPLES, *split, strict=True)))
-        for split in (parts[:-1], parts[-1:])
-    )
+    class_names = names.split() if binary else _unpickle(names)[source.prefix + b"label_names"]
+    *parts, test = (_parse_batch(name, content, source) for name, content in files.items())
+    train = Examples(*map(np.concatenate, zip(NO_EXAMPLES, *parts, strict=True)))
     return Dataset(train, test, tuple(name.decode() for name in class_names))
 
 
-def _read_files(path: Path, names: Sequence[str], source: Source, binary: bool) -> dict[str, bytes]:
+def _read_files(path: Path, names: list[str], source: Source, binary: bool) -> dict[str, bytes]:
     if path.is_dir():
         return {name: _verified(path / name, name, source) for name in names}
     content = io.BytesIO(_verified(path, source.archives[binary], source))
@@ -104,26 +93,11 @@ def _verified(path: Path, name: str, source: Source) -> bytes:
 def _parse_batch(name: str, content: bytes, source: Source) -> Examples:
     count = source.batches[name.removesuffix(".bin")]
     if name.endswith(".bin"):
-        expected = count * (source.label_bytes + _PIXELS)
-        if len(content) != expected:
-            raise ValueError(f"{name} has {len(content)} bytes instead of {expected}")
-        records = np.frombuffer(content, np.uint8).reshape(count, -1)
-        pixels, labels = records[:, -_PIXELS:], records[:, -_PIXELS - 1]
+        label_bytes = 2 if source.prefix else 1
+        records = np.frombuffer(content, np.uint8).reshape(count, label_bytes + 3 * 32 * 32)
+        pixels, labels = records[:, label_bytes:], records[:, label_bytes - 1]
     else:
         batch = _unpickle(content)
-        pixels, labels = batch[b"data"], np.asarray(batch[source.keys[1]])
+        pixels, labels = batch[b"data"], np.asarray(batch[source.prefix + b"labels"])
     images = pixels.reshape(count, 3, 32, 32).transpose(0, 2, 3, 1)
     return Examples(images, labels.astype(np.int32))
-
-
-def _unpickle(content: bytes) -> Any:
-    return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and nothing else, whatever the pickle asks for."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" in _IN_OFFICIAL_PICKLES:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no official file needs")

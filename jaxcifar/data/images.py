@@ -1,18 +1,21 @@
-"""Image files of any size and mode as the networks' 32x32 RGB."""
+"""Image files of any size and mode, and folders of them, as the networks' 32x32 RGB."""
 
 import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
-from jaxcifar.errors import UserError, first_few, regular_file
+from jaxcifar.data.dataset import Dataset, Examples
+from jaxcifar.errors import UserError, difference, first_few, one_line, regular_file
 
 log = logging.getLogger(__name__)
 SIZE = (32, 32)
@@ -27,23 +30,21 @@ def below(folder: Path) -> tuple[list[Path], list[Path]]:
 
     Links are followed, but no folder is read twice.
     """
-    found, skipped, folders, seen = list[Path](), list[Path](), [folder], set[str]()
+    found, skipped, folders = list[Path](), list[Path](), [folder]
+    seen = {os.path.realpath(folder)}
     for current in folders:  # which grows meanwhile
-        if (real := os.path.realpath(current)) in seen:
-            skipped.append(current)
-            continue
-        seen.add(real)
         for path in sorted(current.iterdir()):
-            if path.name.startswith("."):
+            if path.name.startswith(".") or (real := os.path.realpath(path)) in seen:
                 skipped.append(path)
             elif path.is_dir():
+                seen.add(real)
                 folders.append(path)
             else:
                 (found if path.name.lower().endswith(SUFFIXES) else skipped).append(path)
     return sorted(found, key=lambda file: (str(file.parent), file.name)), sorted(skipped)
 
 
-def log_skipped(folder: Path, paths: Sequence[Path]) -> None:
+def log_skipped(folder: Path, paths: list[Path]) -> None:
     """Log how many files and folders in a folder are not read, and the first of them."""
     if paths:
         why = "hidden, no image's suffix, outside of a class, or linked twice"
@@ -65,8 +66,7 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
         return _to_rgb(image)
     except Exception as error:  # each format's reader raises others on bad bytes
         reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
-        problem = f"{name} is not a readable image{reason}"
-        raise UserError(f"{problem}: use 8-bit RGB in {', '.join(FORMATS)}") from error
+        raise UserError(f"{name} is not a readable image{reason}: save it as RGB PNG") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -84,3 +84,52 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def to_rgb32(image: Image.Image) -> np.ndarray:
     """Return the whole RGB image as uint8 ``(32, 32, 3)``."""
     return np.array(image.resize(SIZE, Image.Resampling.LANCZOS))
+
+
+def load(path: Path, *, test_only: bool = False) -> Dataset:
+    """Load the images in ``PATH/train/CLASS`` and ``PATH/test/CLASS``, classes sorted by name."""
+    train = {} if test_only else _by_class(path / "train")
+    test = _by_class(path / "test")
+    if train and (differ := difference(list(train), list(test), "train", "test")):
+        raise UserError(f"{path}/train and {path}/test have different classes: {differ}")
+    return Dataset(_read(train), _read(test), tuple(map(one_line, test)))
+
+
+def _by_class(split: Path) -> dict[str, list[Path]]:
+    classes, skipped = dict[str, list[Path]](), list[Path]()
+    for path in sorted(split.iterdir()) if split.is_dir() else ():
+        if path.is_dir() and not path.name.startswith("."):
+            files, others = below(path)
+            name = normalize("NFC", path.name)  # since macOS writes é as e and an accent
+            classes.setdefault(name, []).extend(files)
+            skipped += others
+        else:
+            skipped.append(path)
+    log_skipped(split, skipped)
+    if len(classes) < 2:
+        layout = f"put the images into {split.parent}/train/CLASS and {split.parent}/test/CLASS"
+        raise UserError(f"{split} is not a folder with two or more classes: {layout}")
+    if empty := [name for name, files in classes.items() if not files]:
+        raise UserError(f"{split / empty[0]} has no images ({', '.join(SUFFIXES)})")
+    return dict(sorted(classes.items()))
+
+
+def _read(classes: dict[str, list[Path]]) -> Examples:
+    """Return all images, with a progress bar if it takes long."""
+    paths = [path for files in classes.values() for path in files]
+    labels = [label for label, files in enumerate(classes.values()) for _ in files]
+    with quiet(), ThreadPool() as pool:  # Pillow decodes without the interpreter's lock
+        results = pool.imap(_read_one, paths, chunksize=16)
+        pixels = list(tqdm(results, "reading images", len(paths), False, delay=2, disable=None))
+    # Skipping them would hide what a run was trained on.
+    if failed := [each for each in pixels if isinstance(each, str)]:
+        count = f"{len(failed)} of {len(paths)} images cannot be read"
+        raise UserError(f"{count}: {first_few(failed)}; repair or remove them")
+    return Examples(np.array(pixels, np.uint8).reshape(-1, *SIZE, 3), np.array(labels, np.int32))
+
+
+def _read_one(path: Path) -> Any:  # the pixels, or the reason why there are none
+    try:
+        return to_rgb32(open_image(path))
+    except (UserError, OSError) as error:
+        return one_line(str(error))

@@ -11,8 +11,7 @@ from etils import epy
 from flax.traverse_util import flatten_dict
 
 from jaxcifar.errors import UserError
-from jaxcifar.files import networks, torch_names
-from jaxcifar.files.weights import Weights
+from jaxcifar.files import networks, torch_names, weights
 from jaxcifar.porting.diagnose import diagnose
 
 with epy.lazy_imports():
@@ -43,18 +42,18 @@ class Row(NamedTuple):
         return self.relative <= self.tolerance
 
 
-def torch_module(loaded: Weights, against: str | None) -> Any:
+Comparison = tuple[list[Row], str | None]  # and the mistake that the first wrong row looks like
+
+
+def torch_module(loaded: weights.Weights, against: str | None) -> Any:
     """Return the built-in torch model, or the user's own, with the weights, in eval mode."""
-    options = {"num_classes": loaded.num_classes}
     if against is None:
-        module = torch_models.create_torch_model(loaded.model, **options)
+        module = torch_models.create_torch_model(loaded.model, num_classes=loaded.num_classes)
     else:
-        module = networks.call(against, "--against", options)
+        module = networks.call(against, "--against", {"num_classes": loaded.num_classes})
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"--against {against} gives a {type(module).__name__}, no module")
-    arrays = torch_names.to_torch(
-        loaded.variables, loaded.build(), input_shape=loaded.input_shape
-    )  # in float32
+    arrays = weights.to_torch(loaded._replace(torch_dtypes={}))  # in float32
     try:
         module.load_state_dict({key: torch.from_numpy(a) for key, a in arrays.items()}, strict=True)
     except Exception as error:  # the user's code may raise anything
@@ -62,26 +61,22 @@ def torch_module(loaded: Weights, against: str | None) -> Any:
     return module.float().eval()
 
 
-def compare(loaded: Weights, module: Any, images: np.ndarray) -> tuple[list[Row], str | None]:
+def compare(loaded: weights.Weights, module: Any, images: np.ndarray) -> Comparison:
     """Return a row for each torch layer or block of the same name in jaxcifar, in torch's order.
 
-    ``images`` are normalised float32 ``(N, H, W, C)``. The last row is that of the logits. Beside
-    the rows, what mistake the first different one looks like.
+    ``images`` are normalised float32 ``(N, H, W, C)``. The last row is that of the logits.
     """
     ours, expected = _our_outputs(loaded, images), _torch_outputs(module, images)
-    rows: list[Row] = []
-    earlier: dict[str, np.ndarray] = {}
-    calls, what = Counter(name for name, *_ in expected), None
-    for name, kind, x, output in expected:
+    calls = Counter(name for name, *_ in expected)
+    rows, earlier, what = list[Row](), dict[str, np.ndarray](), None
+    for name, layer, x, output in expected:
         index = sum(row.name == name for row in rows)  # torch may apply a layer again
         each = len(ours.get(name, ())) // calls[name]  # more than 1 if a class calls its parent's
         if each:
             result = ours[name][each * (index + 1) - 1]
-            row = _row(name, kind, result, output)
-            if not row.equal and all(each.equal for each in rows):
-                layer = module.get_submodule("" if name == LOGITS else name)
-                what = diagnose(layer, x, output, result, earlier)
-            rows.append(row)
+            rows.append(_row(name, type(layer).__name__, result, output))
+            if not rows[-1].equal and all(each.equal for each in rows[:-1]):
+                what = diagnose(layer, x, output, earlier, partial(_row, name, "", result))
         earlier[name] = output
     return rows, what
 
@@ -92,29 +87,25 @@ def without_dropout(call: Any, inputs: Any, options: Any, context: Any) -> Any:
     return inputs[0] if is_dropout else call(*inputs, **options)
 
 
-def compare_training(
-    loaded: Weights, module: Any, images: np.ndarray
-) -> tuple[list[Row], str | None]:
+def compare_training(loaded: weights.Weights, module: Any, images: np.ndarray) -> Comparison:
     """Compare the running statistics after one training step without dropout."""
-    model, options = loaded.build(), {"train": True, "mutable": ["batch_stats"]}
+    step = jax.jit(partial(loaded.build().apply, train=True, mutable=["batch_stats"]))
     with jax.default_matmul_precision("highest"), nn.intercept_methods(without_dropout):
-        _, statistics = jax.jit(partial(model.apply, **options))(loaded.variables, images)
+        _, statistics = step(loaded.variables, images)
     ours = torch_names.torch_view(statistics)
-    before = {key: value.clone() for key, value in module.state_dict().items()}
+    before = {key: value.numpy().copy() for key, value in module.state_dict().items()}
     module.train()
     for layer in module.modules():
         layer.train(layer.training and not isinstance(layer, torch.nn.modules.dropout._DropoutNd))
-    with torch.no_grad():
-        module(torch.from_numpy(np.ascontiguousarray(_channels_first(images))))
+    _run(module, images)
     after = {key: value.numpy() for key, value in module.eval().state_dict().items()}
     rows = [_row(key, "after a step", ours[key][None], after[key][None]) for key in ours]
-    bad = next((row.name for row in rows if not row.equal and row.name.endswith("mean")), None)
-    if bad is None:
-        biased = any(not row.equal for row in rows)
-        return rows, "the running variance is the biased one" if biased else None
-    old = before[bad].numpy()
-    share = np.median((ours[bad] - old) / (after[bad] - old))
-    momentum = module.get_submodule(bad.rpartition(".")[0]).momentum
+    wrong = [row.name for row in rows if not row.equal]
+    mean = next((name for name in wrong if name.endswith("mean")), None)
+    if mean is None:
+        return rows, "the running variance is the biased one" if wrong else None
+    share = np.median((ours[mean] - before[mean]) / (after[mean] - before[mean]))
+    momentum = module.get_submodule(mean.rpartition(".")[0]).momentum
     return rows, f"momentum {share * momentum:.3g}, torch has {momentum:g}"
 
 
@@ -129,40 +120,46 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _our_outputs(loaded: Weights, images: np.ndarray) -> dict[str, list[np.ndarray]]:
+def _our_outputs(loaded: weights.Weights, images: np.ndarray) -> dict[str, list[np.ndarray]]:
     """Return the outputs of each call by torch's names and in torch's axes."""
-    model, collection = loaded.build(), "intermediates"
-    options = {"train": False, "capture_intermediates": True, "mutable": collection}
+    options = {"capture_intermediates": True, "mutable": "intermediates"}
+    apply = jax.jit(partial(loaded.build().apply, train=False, **options))
     with jax.default_matmul_precision("highest"):  # plain sums, as torch's
-        apply = jax.jit(lambda *arguments: model.apply(*arguments, **options)[1][collection])
-        outputs = flatten_dict(apply(loaded.variables, images)).items()
+        _, captured = apply(loaded.variables, images)
+    outputs = flatten_dict(captured["intermediates"]).items()
     return {
-        ".".join(path[:-1]) or LOGITS: [_channels_first(value) for value in values]
+        ".".join(path[:-1]) or LOGITS: [
+            np.asarray(x).transpose(0, 3, 1, 2) if x.ndim == 4 else np.asarray(x) for x in values
+        ]
         for path, values in outputs
         if path[-1] == "__call__" and all(hasattr(value, "ndim") for value in values)
     }
 
 
-def _torch_outputs(module: Any, images: np.ndarray) -> list[tuple[str, str, Any, np.ndarray]]:
-    """Return name, class, input and output of each layer; a Sequential's is its last layer's."""
-    outputs: list[tuple[str, str, Any, np.ndarray]] = []
+def _torch_outputs(module: Any, images: np.ndarray) -> list[tuple[str, Any, Any, np.ndarray]]:
+    """Return name, layer, input and output of each call; a Sequential's is its last layer's."""
+    outputs = list[tuple[str, Any, Any, np.ndarray]]()
     names = {layer: name or LOGITS for name, layer in module.named_modules()}
 
     def keep(layer: Any, inputs: Any, output: Any) -> None:
         nested = isinstance(layer, torch.nn.Sequential) and layer is not module
         if layer in names and not nested and isinstance(output, torch.Tensor):
             value = output.clone().numpy()  # the next layer may work in place
-            outputs.append((names[layer], type(layer).__name__, inputs[0], value))
+            outputs.append((names[layer], layer, inputs[0], value))
 
-    for layer in module.modules():  # so that the inputs stay
-        if hasattr(layer, "inplace"):
-            layer.inplace = False
+    for layer in names:  # so that the inputs stay
+        vars(layer).update(inplace=False)
+    with torch.nn.modules.module.register_module_forward_hook(keep):
+        _run(module, images)
+    return outputs
+
+
+def _run(module: Any, images: np.ndarray) -> None:
     try:
-        with torch.nn.modules.module.register_module_forward_hook(keep), torch.no_grad():
-            module(torch.from_numpy(np.ascontiguousarray(_channels_first(images))))
+        with torch.no_grad():
+            module(torch.tensor(images).permute(0, 3, 1, 2).contiguous())
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UserError(f"torch's model fails: {type(error).__name__}: {error}") from error
-    return outputs
 
 
 def _row(name: str, kind: str, output: np.ndarray, expected: np.ndarray) -> Row:
@@ -172,7 +169,3 @@ def _row(name: str, kind: str, output: np.ndarray, expected: np.ndarray) -> Row:
     relative = difference / largest if difference and largest else difference and np.inf
     tolerance = LOGITS_TOLERANCE if name == LOGITS else LAYER_TOLERANCE
     return Row(name, kind, expected.shape[1:], largest, difference, relative, tolerance)
-
-
-def _channels_first(array: Any) -> np.ndarray:
-    return np.asarray(array).transpose(0, 3, 1, 2) if array.ndim == 4 else np.asarray(array)

@@ -35,22 +35,20 @@ def _unit(cin: int, cout: int, kernel: int, stride: int = 1, padding: int = 0) -
 class Block(nn.Module):
     """A bottleneck whose shortcut always has a unit; no ReLU after the addition."""
 
-    def __init__(self, cin: int, mid: int, cout: int, downsample: bool):
+    def __init__(self, cin: int, mid: int, cout: int, stride: int):
         super().__init__()
-        stride = 2 if downsample else 1
-        self.layer = nn.Sequential(
-            _unit(cin, mid, 1, stride), _unit(mid, mid, 3, 1, 1), _unit(mid, cout, 1)
-        )
-        self.shortcut = "downsize" if downsample else "make_equal_channel"
+        units = _unit(cin, mid, 1, stride), _unit(mid, mid, 3, 1, 1), _unit(mid, cout, 1)
+        self.layer = nn.Sequential(*units)
+        self.shortcut = "make_equal_channel" if stride == 1 else "downsize"
         self.add_module(self.shortcut, _unit(cin, cout, 1, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x) + self.get_submodule(self.shortcut)(x)
 
 
-def _stage(cin: int, mid: int, cout: int, count: int, *, downsample: bool) -> nn.Sequential:
-    blocks = [Block(cin if i == 0 else cout, mid, cout, False) for i in range(count - 1)]
-    return nn.Sequential(*blocks, Block(cout, mid, cout, downsample))
+def _stage(cin: int, mid: int, cout: int, count: int, stride: int) -> nn.Sequential:
+    blocks = [Block(cin if i == 0 else cout, mid, cout, 1) for i in range(count - 1)]
+    return nn.Sequential(*blocks, Block(cout, mid, cout, stride))
 
 
 class ResNet50_layer4(nn.Module):
@@ -59,9 +57,9 @@ class ResNet50_layer4(nn.Module):
     def __init__(self, num_classes: int = 10):
         super().__init__()
         self.layer1 = nn.Sequential(*_unit(3, 64, 7, 2, 3), nn.MaxPool2d(3, 2, 1))
-        self.layer2 = _stage(64, 64, 256, 3, downsample=True)
-        self.layer3 = _stage(256, 128, 512, 4, downsample=True)
-        self.layer4 = _stage(512, 256, 1024, 6, downsample=False)
+        self.layer2 = _stage(64, 64, 256, 3, stride=2)
+        self.layer3 = _stage(256, 128, 512, 4, stride=2)
+        self.layer4 = _stage(512, 256, 1024, 6, stride=1)
         self.avgpool = nn.AvgPool2d(2, 2)
         self.fc = nn.Linear(1024, num_classes)
 

@@ -23,7 +23,8 @@ from jaxcifar.errors import UserError
 
 SOURCES = (CIFAR10, CIFAR100)
 BATCH_IMAGES = 8
-WRITERS = {"array_record": ArrayRecordWriter, "tfrecord": RecordWriter}
+WRITERS = {"array_record": lambda path: ArrayRecordWriter(path, "group_size:1")}
+WRITERS["tfrecord"] = RecordWriter
 
 
 def make_dataset(rng, source=CIFAR10):
@@ -38,17 +39,16 @@ def make_dataset(rng, source=CIFAR10):
 
 
 def _contents(dataset, source):
-    names = [name.encode() for name in dataset.class_names]
-    python = {source.names_files[0]: pickle.dumps({source.keys[0]: names}, protocol=3)}
+    names, coarse = [name.encode() for name in dataset.class_names], np.uint8([0] * BATCH_IMAGES)
+    python = {source.names_files[0]: pickle.dumps({source.prefix + b"label_names": names}, 3)}
     binary = {source.names_files[1]: b"\n".join(names) + b"\n\n"}
     images, labels = (np.concatenate(arrays) for arrays in zip(*dataset[:2], strict=True))
     planes = images.transpose(0, 3, 1, 2).reshape(-1, BATCH_IMAGES, 3072)
     labels = labels.astype(np.uint8).reshape(-1, BATCH_IMAGES)
-    coarse = np.arange(BATCH_IMAGES, dtype=np.uint8)  # not to be taken for the fine labels
     for name, pixels, fine in zip(source.batches, planes, labels, strict=True):
-        batch = {b"data": pixels, source.keys[1]: fine.tolist(), b"coarse_labels": coarse.tolist()}
-        columns = [coarse] * (source.label_bytes - 1) + [fine, *pixels.T]
-        python[name] = pickle.dumps(batch, protocol=3).replace(b"numpy._core", b"numpy.core")
+        batch = {b"data": pixels, b"coarse_labels": [0], source.prefix + b"labels": fine.tolist()}
+        python[name] = pickle.dumps(batch, 3).replace(b"numpy._core", b"numpy.core")
+        columns = [coarse, fine, *pixels.T] if source.prefix else [fine, *pixels.T]
         binary[f"{name}.bin"] = np.stack(columns, axis=1).tobytes()
     return python, binary
 
@@ -76,18 +76,15 @@ def prepare(data_dir, dataset, source=CIFAR10, format="array_record"):
     info = {"fileFormat": format, "name": source.name, "version": "3.0.2", "splits": []}
     info["moduleName"] = "tensorflow_datasets.image_classification.cifar"
     for split, examples in zip(("train", "test"), dataset[:2], strict=True):
-        path, records = folder / f"{source.name}-{split}.{format}-00000-of-00001", []
+        path = str(folder / f"{source.name}-{split}.{format}-00000-of-00001")
+        writer = WRITERS[format](path)
         for image, label in zip(*examples, strict=True):
             example = tf_example_pb2.Example()
             feature = example.features.feature
             feature["image"].bytes_list.value.append(encode(Image.fromarray(image), "PNG"))
             feature["label"].int64_list.value.append(int(label))
             feature["coarse_label"].int64_list.value.append(int(label) // 5)
-            records.append(example.SerializeToString())
-        options = ["group_size:1"] if format == "array_record" else []
-        writer = WRITERS[format](str(path), *options)
-        for record in records:
-            writer.write(record)
+            writer.write(example.SerializeToString())
         writer.close()
         shards = {"numBytes": "1", "shardLengths": [str(len(examples.labels))]}
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"

@@ -1,5 +1,6 @@
 """Data sets: digits, prepared TFDS data, names, hold-out."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,18 +9,18 @@ import pytest
 
 from jaxcifar import data
 from jaxcifar.config.train import TrainConfig
-from jaxcifar.data import Examples, archives, cifar, digits
+from jaxcifar.data import Examples, archives, cifar
 from jaxcifar.errors import UserError
 from tests.data import cifar_files as files
 
 
 def test_digits():
-    train, test, class_names = dataset = digits.load()
+    train, test, class_names = dataset = data.load("digits")
     assert (train.images.shape, test.images.shape) == ((1437, 32, 32, 3), (360, 32, 32, 3))
     assert (train.images.dtype, train.images.max()) == (np.uint8, 255)
     counts = np.bincount(train.labels) / np.bincount(test.labels)
     assert np.all(np.abs(counts / (1437 / 360) - 1) < 0.05)  # stratified
-    files.assert_equal(dataset, digits.load())
+    files.assert_equal(dataset, data.load("digits"))
     assert class_names == tuple("0123456789")
 
 
@@ -45,14 +46,6 @@ def test_unknown_names_are_refused(name):
             load(name)
 
 
-@pytest.mark.parametrize("shift", [-10, 10])
-def test_labels_without_a_class_are_refused(shift, rng, tmp_path):
-    train, test, names = files.make_dataset(rng)
-    shifted = data.Dataset(train, Examples(test.images, test.labels + shift), names)
-    files.prepare(tmp_path, shifted)
-    assert "a label has no class" in files.refusal(cifar.load, archives.CIFAR10, tmp_path)
-
-
 @pytest.mark.parametrize("source", files.SOURCES, ids=lambda source: source.name)
 def test_prepared_data_comes_first_unless_it_is_tfrecord(source, rng, tmp_path):
     prepared, official = (files.make_dataset(rng, source) for _ in range(2))
@@ -63,10 +56,12 @@ def test_prepared_data_comes_first_unless_it_is_tfrecord(source, rng, tmp_path):
     files.assert_equal(cifar.load(source, tmp_path), official)
 
 
-def test_tfrecord_is_read_and_only_test_is_needed(rng, tmp_path):
+@pytest.mark.parametrize("format", files.WRITERS)
+def test_prepared_data_is_read_and_only_test_is_needed(format, rng, tmp_path, monkeypatch):
     dataset = files.make_dataset(rng)
-    folder = files.prepare(tmp_path, dataset, format="tfrecord")
-    files.assert_equal(data.load("cifar10", tmp_path), dataset)
+    folder = files.prepare(tmp_path, dataset, format=format)
+    monkeypatch.chdir(tmp_path)
+    files.assert_equal(data.load("cifar10", "."), dataset)
     for shard in folder.glob("*train*"):
         shard.unlink()
     files.assert_equal(data.load("cifar10", tmp_path, test_only=True)[1:], dataset[1:])
@@ -76,16 +71,26 @@ def replace_by_the_test_set(shard):
     shutil.copy(shard.with_name(shard.name.replace("train", "test")), shard)
 
 
-@pytest.mark.parametrize("format", ["array_record", "tfrecord"])
-@pytest.mark.parametrize(
-    "damage", [files.truncate, files.flip_a_bit, Path.unlink, replace_by_the_test_set]
-)
+def replace_by_a_pipe(shard):
+    shard.unlink()
+    os.mkfifo(shard)
+
+
+DAMAGES = files.truncate, files.flip_a_bit, Path.unlink, replace_by_the_test_set, replace_by_a_pipe
+
+
+@pytest.mark.parametrize("format", files.WRITERS)
+@pytest.mark.parametrize("damage", [*DAMAGES, -10, 10])
 def test_damaged_prepared_data_is_refused(damage, format, rng, tmp_path):
-    folder = files.prepare(tmp_path, files.make_dataset(rng), format=format)
-    shard = folder / f"cifar10-train.{format}-00000-of-00001"
-    damage(shard)
+    train, test, names = files.make_dataset(rng)
+    shift = damage if isinstance(damage, int) else 0  # to labels without a class
+    shifted = data.Dataset(train, Examples(test.images, test.labels + shift), names)
+    folder = files.prepare(tmp_path, shifted, format=format)
+    if not shift:
+        damage(folder / f"cifar10-train.{format}-00000-of-00001")
     message = files.refusal(cifar.load, archives.CIFAR10, tmp_path)
     assert message.startswith(f"{folder} is damaged or incomplete")
+    assert not shift or "a label has no class" in message
 
 
 def test_real_cifar10_beside_the_repository():

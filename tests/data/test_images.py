@@ -84,9 +84,9 @@ def test_any_size_and_mode(content, colour):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (TWO_BANDS, "x.png is not a readable image: use 8-bit RGB in PNG, JPEG"),
+        (TWO_BANDS, "x.png is not a readable image: save it as RGB PNG"),
         *((b"P6 %d %d 255\n" % size, "image (Image size") for size in BOMBS),
-        *((content, "x.png is not a readable image: use") for content in OTHER_FILES),
+        *((content, "x.png is not a readable image: save") for content in OTHER_FILES),
     ],
 )
 def test_what_cannot_be_shown_is_refused(content, reason, tmp_path):
@@ -126,15 +126,13 @@ def test_images_below_a_folder_are_sorted_and_what_is_skipped_is_named(tmp_path)
 
 @pytest.mark.parametrize("kind", ["fifo", "/dev/zero", "/dev/tty", "large"])
 def test_only_regular_files_of_a_bounded_size_are_opened(kind, tmp_path):
-    path = tmp_path / "x.png"
+    path, reason = tmp_path / "x.png", "is not a regular file"
     if kind == "fifo":
         os.mkfifo(path)
     elif kind == "large":
         path.touch()
         os.truncate(path, 2**40)
+        reason = "has more than 536870912"
     else:
         path.symlink_to(kind)
-    reason = "has more than 536870912" if kind == "large" else "is not a regular file"
-    message = refusal(open_image, path)
-    assert str(path) in message
-    assert reason in message
+    assert f"{path} {reason}" in refusal(open_image, path)
