@@ -104,9 +104,10 @@ def make_parser(name: str) -> argparse.ArgumentParser:
     group: Any = parser
     for field, kind, _ in options.fields_with_types(COMMANDS[name]):
         shown = field.metadata
-        group = parser.add_argument_group(shown["group"]) if shown["group"] else group
+        if "group" in shown:
+            group = parser.add_argument_group(shown["group"])
         word, text = flag(field.name), shown["help"].replace("%", "%%")
-        values: dict[str, Any] = {"metavar": shown["metavar"]}
+        values: dict[str, Any] = {"metavar": shown.get("metavar", "PATH")}
         if kind is bool:  # a flag for what is not the default
             word = flag(f"no_{field.name}") if field.default else word
             values = {"dest": field.name, "action": f"store_{not field.default}".lower()}
@@ -114,7 +115,7 @@ def make_parser(name: str) -> argparse.ArgumentParser:
             values = {"metavar": "N", "type": int if kind is int else options.fraction}
         elif get_origin(kind) is Literal:
             values = {"choices": get_args(kind)}
-        if shown["positional"]:
+        if "positional" in shown:
             word, values["metavar"] = field.name, field.name.upper()
             values["nargs"] = "+" if get_origin(kind) is tuple else None  # one or more
         elif field.default is dataclasses.MISSING:

@@ -25,11 +25,7 @@ class Range(NamedTuple):
 
 
 def option(default: Any, help: str, **display: Any) -> Any:
-    """Return a dataclass field with its help; a value of None is not checked.
-
-    ``group`` is the heading of this option and of those after it in ``--help``.
-    """
-    display = {"positional": False, "metavar": "PATH", "group": None, **display}
+    """Return a field with its help; ``group`` is the heading of it and of those after it."""
     return dataclasses.field(default=default, metadata={"help": help, **display})
 
 
@@ -60,10 +56,7 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The base of every command's options; a wrong value raises ``UserError``.
-
-    The docstring of a command's options says in ``--help`` what the command does.
-    """
+    """A command's options; ``--help`` begins with the docstring. ``UserError`` for wrong values."""
 
     def __post_init__(self) -> None:
         for field, kind, ranges in fields_with_types(type(self)):

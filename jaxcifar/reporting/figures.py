@@ -42,11 +42,8 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axes.yaxis.set_minor_formatter(ticker.LogFormatter())  # 2 instead of 2x10^0
         axes.grid(alpha=0.3)
-        if axes.lines and len(runs) == 1:
-            axes.legend(fontsize="small")
-    if len(runs) > 1:
-        legend: Any = {"loc": "outside lower center", "ncols": min(len(runs), 3)}
-        figure.legend(handles=figure.axes[0].get_lines(), fontsize="small", **legend)
+    legend: Any = {"loc": "outside lower center", "ncols": min(len(runs), 3)}
+    figure.legend(handles=figure.axes[0].get_lines(), fontsize="small", **legend)
     return figure
 
 

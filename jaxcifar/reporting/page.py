@@ -55,10 +55,9 @@ def load_outputs(run: RunDirectory) -> TestOutputs | None:
                 return None
             step, names, logits, labels, wrong, images = (arrays[n] for n in TestOutputs._fields)
         _ = score(logits, labels, names), logits[wrong]  # raises if an array does not fit
+        outputs = TestOutputs(int(step), names.tolist(), logits, labels, wrong, images)
         kinds = names.dtype.kind, wrong.ndim, images.dtype, images.shape
-        if kinds != ("U", 1, np.uint8, (len(wrong), 32, 32, 3)):
-            return None
-        return TestOutputs(int(step), names.tolist(), logits, labels, wrong, images)
+        return outputs if kinds == ("U", 1, np.uint8, (len(wrong), 32, 32, 3)) else None
     except Exception:  # whatever a file raises that was cut short or is of another version
         return None
 
