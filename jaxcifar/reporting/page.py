@@ -49,8 +49,9 @@ def save_outputs(
 
 def load_outputs(run: RunDirectory) -> TestOutputs | None:
     """Return the saved test outputs of a run, or None if they are missing or corrupt."""
+    path = run.report_dir / OUTPUTS_FILE
     try:
-        with np.load(regular_file(run.report_dir / OUTPUTS_FILE), allow_pickle=False) as arrays:
+        with regular_file(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if sum(entry.file_size for entry in arrays.zip.filelist) > OUTPUTS_BYTES:
                 return None
             step, names, logits, labels, wrong, images = (arrays[n] for n in TestOutputs._fields)
