@@ -39,26 +39,12 @@ Leaves = Mapping[str, Leaf]
 class PortError(UserError):
     """Raised if tensors do not fit a model; ``problems`` has the shapes by kind and key."""
 
-    def __init__(self, what: str, expected: Leaves, tensors: Mapping[str, Any]) -> None:
-        ours = {key: leaf.shape for key, leaf in expected.items()}
-        theirs = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        absent = {key: shape for key, shape in ours.items() if key not in theirs}
-        self.problems: dict[str, dict[str, Any]] = {
-            "missing": {k: shape for k, shape in absent.items() if not k.endswith(BATCHES)},
-            "unexpected": {k: shape for k, shape in theirs.items() if k not in ours},
-            "of another shape": {
-                k: f"{theirs[k]}, expected {shape}"
-                for k, shape in ours.items()
-                if k in theirs and not fits(theirs[k], shape)
-            },
-        }
-        self.count = sum(map(len, self.problems.values()))
-        parts = [
-            f"{len(keys)} {kind}: {first_few([f'{key} {text}' for key, text in keys.items()])}"
-            for kind, keys in self.problems.items()
-            if keys
-        ]
-        super().__init__(f"{what}: {'; '.join(parts)}")
+    def __init__(self, what: str, problems: dict[str, dict[str, object]]) -> None:
+        self.problems, texts = problems, list[str]()
+        for kind, shapes in problems.items():
+            some = first_few([f"{key} {shape}" for key, shape in shapes.items()])
+            texts += [f"{len(shapes)} {kind}: {some}"] if shapes else []
+        super().__init__(f"{what}: {'; '.join(texts)}")
 
     def table(self) -> str:
         """Return the missing and unexpected keys, each with the nearest of the others."""
@@ -75,8 +61,17 @@ def fits(shape: Shape, expected: Shape) -> bool:
 
 def check(what: str, expected: Leaves, tensors: Mapping[str, Any]) -> None:
     """Raise ``PortError`` if the tensors do not have the expected keys and shapes."""
-    if (error := PortError(what, expected, tensors)).count:
-        raise error
+    ours = {key: leaf.shape for key, leaf in expected.items()}
+    theirs = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    absent = [key for key in ours if key not in theirs and not key.endswith(BATCHES)]
+    others = [key for key in ours if key in theirs and not fits(theirs[key], ours[key])]
+    problems: dict[str, dict[str, object]] = {
+        "missing": {key: ours[key] for key in absent},
+        "unexpected": {key: shape for key, shape in theirs.items() if key not in ours},
+        "of another shape": {key: f"{theirs[key]}, expected {ours[key]}" for key in others},
+    }
+    if any(problems.values()):
+        raise PortError(what, problems)
 
 
 class Match(NamedTuple):

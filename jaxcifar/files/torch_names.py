@@ -75,7 +75,7 @@ def identify(
         if model not in (None, name):
             raise UserError(f"{source} is {name}, not {model}: use --model {name}")
         return name, found
-    raise errors[0] if model else min(errors, key=lambda error: error.count)
+    raise errors[0] if model else min(errors, key=lambda e: sum(map(len, e.problems.values())))
 
 
 def to_flax(

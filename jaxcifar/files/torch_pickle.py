@@ -58,6 +58,8 @@ class Tensor:
     def __float__(self) -> float:
         return float(np.asarray(self))
 
+    def __setstate__(self, state: Any) -> None: ...  # a file cannot change it
+
 
 class Inert(dict[Any, Any]):
     """Stands for an object whose class is not loaded; its attributes and items are items."""

@@ -76,8 +76,8 @@ def test_older_files_and_safetensors_are_taken(capsys, modules):
         assert_read(name, state_dict)
 
 
-def prefixed(prefixes):
-    return {"".join(prefixes) + key: tensor for key, tensor in VGG.items()}
+def prefixed(prefix):
+    return {prefix + key: tensor for key, tensor in VGG.items()}
 
 
 NUMBER, AVERAGES, HALF = torch.tensor(0.5), files.hollow(shift=0.5), cast(VGG, torch.float16)
@@ -86,11 +86,9 @@ THIRD = torch.tensor(1 / 3, dtype=torch.float64).expand(VGG[FIRST].shape)
 HEAD = {"fc.weight": NUMBER.expand(100, 1024), "fc.bias": NUMBER.expand(100)}
 HUNDRED = files.hollow("resnet50_layer4") | HEAD
 NAMES = ["state_dict", "model_state_dict", "model", "net"]
-PREFIXES = [["module."], ["model.", "_orig_mod.", "module."]]
 PREFIXED = [
-    (content, VGG, [f"in.ckpt: took the keys {outer}{''.join(prefixes)}{FIRST} and so on\n"])
-    for prefixes in PREFIXES
-    for outer, content in (("", prefixed(prefixes)), ("model.", {"model": prefixed(prefixes)}))
+    (prefixed("module."), VGG, [f"in.ckpt: took the keys module.{FIRST} and so on\n"]),
+    ({"a": prefixed("_orig_mod.module.")}, VGG, [f"keys a._orig_mod.module.{FIRST} and so on\n"]),
 ]
 WITH_EMA = {
     "state_dict_ema": {"state_dict": VGG, "state_dict_ema": AVERAGES},
@@ -178,14 +176,12 @@ NUMBERS = {"step": 1, "exp_avg": 0, "exp_avg_sq": 0}
         (hollow_adam(weight_decay=0.01), "has weight_decay 0.01, training has 0"),
         (hollow_adam(betas=(0.5, 0.999)), "has betas [0.5, 0.999]"),
         (hollow_adam(params=[*range(31), "last"]), ""),
-        (hollow_adam(lr="fast"), ""),
         (hollow_adam(step=float("nan")), "step"),
         (hollow_adam(step=1e12), "step"),
         (hollow_adam(lr=10**400), ""),
         (hollow_adam(betas=NESTED), ""),
         (hollow_adam(count=31), "a state for 31 of 32 parameters"),
         (hollow_adam() | {"param_groups": [{}]}, ""),
-        (hollow_adam() | {"param_groups": [1]}, ""),
         (hollow_adam() | {"param_groups": None}, ""),
         (hollow_adam() | {"state": dict.fromkeys(range(32), NUMBERS)}, ""),
         ([hollow_adam(), hollow_adam()], "it is malformed"),
