@@ -22,19 +22,11 @@ Identity = partial(Function, lambda x: x)
 Flatten = partial(Function, lambda x: jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1))
 ReLU6 = partial(Function, _relu6)
 SiLU = partial(Function, nn.silu)
+GELU = partial(Function, partial(nn.gelu, approximate=False))
 Sigmoid = partial(Function, nn.sigmoid)
 Tanh = partial(Function, jnp.tanh)
 Hardsigmoid = partial(Function, lambda x: _relu6(x + 3) / 6)
 Hardswish = partial(Function, lambda x: x * _relu6(x + 3) / 6)
-
-
-class GELU(nn.Module):
-    """``torch.nn.GELU``; ``approximate`` is ``"none"`` or ``"tanh"``."""
-
-    approximate: str = "none"
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return nn.gelu(x, approximate={"none": False, "tanh": True}[self.approximate])
 
 
 class LeakyReLU(nn.Module):

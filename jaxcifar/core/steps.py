@@ -72,9 +72,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Return the state after one update, and the metrics of the batch before it.
 
-    Pure; jit it with ``donate_argnums=0`` and the options as ``static_argnames``. Pass the same
-    ``key`` to all steps. With ``skip_nonfinite``, a batch whose loss or gradients are not
-    finite changes only ``state.step``, and its metrics count no image.
+    Pure; jit it with static options. Pass the same ``key`` to all steps. With ``skip_nonfinite``, a
+    batch whose loss or gradients are not finite changes only ``state.step`` and counts no image.
     """
     images, labels = batch
     are_images = images.dtype == jnp.uint8 and images.ndim == 4 and images.shape[-1] == len(MEAN)
@@ -114,8 +113,8 @@ def train_steps_at(
 ) -> tuple[TrainState, Metrics]:
     """Run ``train_step`` on the next ``count`` batches and add their metrics to ``totals``.
 
-    ``state`` is donated; its ``step`` selects the batch in ``order``, an ``epoch_order``. On a
-    CPU leave ``count`` at 1: XLA's convolution is about 50 times slower in a loop.
+    Donates ``state``, whose ``step`` selects the batch in ``order``, an ``epoch_order``. Leave
+    ``count`` at 1 on a CPU: XLA's convolution is about 50 times slower in a loop.
     """
 
     def step(carry: tuple[TrainState, Metrics], _: None) -> tuple[tuple[TrainState, Metrics], None]:

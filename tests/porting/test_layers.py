@@ -37,11 +37,8 @@ def some(required=(), **optional):
 CONV = {"features": st.sampled_from([4, 8]), "kernel_size": sizes(1, 3)}
 GROUPS = {"groups": st.sampled_from([1, 2, 4]), "use_bias": BOOLEANS, "dilation": sizes(1, 2)}
 POOL = {"stride": sizes(1, 3), "padding": sizes(0, 1), "ceil_mode": BOOLEANS}
-ARGUMENTS = dict.fromkeys(["ReLU", "ReLU6", "SiLU", "Sigmoid", "Tanh", "Flatten"], some()) | {
-    "Identity": some(),
-    "Hardsigmoid": some(),
-    "Hardswish": some(),
-    "GELU": some(approximate=st.sampled_from(["none", "tanh"])),
+FUNCTIONS = [n for n, layer in vars(layers).items() if getattr(layer, "func", 0) is layers.Function]
+ARGUMENTS = dict.fromkeys(FUNCTIONS, some()) | {
     "LeakyReLU": some(negative_slope=st.sampled_from([0.1, 0.5])),
     "Linear": some({"features": st.integers(1, 5)}, use_bias=BOOLEANS),
     "Conv": some(CONV, stride=sizes(1, 3), padding=sizes(0, 3) | st.just("valid"), **GROUPS)

@@ -36,8 +36,8 @@ class Window(NamedTuple):
         elif padding == "same" and strides == (1, 1):
             totals = [d * (n - 1) for d, n in zip(dilations, sizes, strict=True)]
         else:
-            known = '"valid", or with a stride of 1 "same"'
-            raise ValueError(f"padding {padding!r} with stride {stride}: use numbers, {known}")
+            known = 'numbers, "valid", or "same" with stride 1'
+            raise ValueError(f"padding {padding!r} with stride {stride}: use {known}")
         rows, columns = ((total // 2, total - total // 2) for total in totals)
         return cls(sizes, strides, (rows, columns), dilations, groups)
 
