@@ -1,6 +1,6 @@
 """Train as ``jaxcifar train`` does, in torch: ``torch_recipe.py --workdir DIR`` and its options.
 
-The same data, held-out images, augmentation, initialisation, Adam and schedule, in float32; the
+The same data, held-out images, augmentation, initialisation, Adam, schedule and precision; the
 random numbers are torch's. Writes ``config.json`` and ``metrics.jsonl`` as a run does.
 """
 
@@ -73,6 +73,7 @@ def main() -> None:
         return config.decay_rate ** (step // decay) * min(1, (step + 1) / max(warmup, 1))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16")
     run = RunDirectory.for_run(config)
     run.path.mkdir(parents=True, exist_ok=True)
     versions = process.versions("torch")
@@ -84,7 +85,8 @@ def main() -> None:
         loss_sum, start = torch.zeros(()), time.monotonic()
         batches = torch.randperm(len(labels)).split(config.batch_size)[:steps]
         for done, indices in enumerate(batches, start=1):
-            logits = module(normalise(crop_and_flip(images[indices])))
+            with autocast:
+                logits = module(normalise(crop_and_flip(images[indices]))).float()
             loss = cross_entropy(logits, labels[indices])
             adam.zero_grad()
             loss.backward()
@@ -98,8 +100,8 @@ def main() -> None:
                 values = {"epoch": epoch + 1, "loss": mean, "images_per_second": speed}
                 metrics.write(epoch * steps + done, "train", **values)
         module.eval()
-        with torch.inference_mode():
-            logits = torch.cat([module(normalise(part)) for part in val[0].split(500)])
+        with torch.inference_mode(), autocast:
+            logits = torch.cat([module(normalise(part)).float() for part in val[0].split(500)])
         accuracy = float((logits.argmax(1) == val[1]).float().mean())
         print(f"{place}, validation accuracy: {100 * accuracy:.2f} %", flush=True)
         values = {"epoch": epoch + 1, "images": len(val[1]), "accuracy": accuracy}

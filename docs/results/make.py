@@ -1,6 +1,7 @@
-"""Make the table and the pictures of ``docs/results.md`` from the runs in this directory.
+"""Make the tables and the pictures of ``docs/results.md`` from the runs in this directory.
 
-``python docs/results/make.py RUN...`` first copies the records of finished runs here.
+``python docs/results/make.py RUN...`` first copies the records of runs here; those without a test
+accuracy go to ``beside-torch/``, with which the first epochs of all are compared.
 """
 
 import json
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from matplotlib import figure
 from scipy import stats
 
 from jaxcifar.config.options import command_line
@@ -17,7 +19,8 @@ from jaxcifar.reporting import figures
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "results.md"
-BEGIN, END = "<!-- runs: make results writes this -->", "<!-- end of runs -->"
+ASSETS, BESIDE_TORCH = HERE.parent / "assets", HERE / "beside-torch"
+EPOCHS = 3  # are compared with torch
 
 
 def accuracy(record: dict[str, Any] | None) -> str:
@@ -50,27 +53,90 @@ def row(run: RunDirectory) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
-    """Copy what is asked for, then write the table and the pictures."""
-    for source in map(Path, sys.argv[1:]):
-        folder = HERE / source.name
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(source / METRICS_FILE, folder / METRICS_FILE)
-        run = RunDirectory(source)
-        RunDirectory(folder).write_config(run.read_config().recipe(), run.read_environment())
-    runs = [RunDirectory(path.parent) for path in sorted(HERE.glob(f"*/{METRICS_FILE}"))]
+def copy(source: Path) -> None:
+    """Copy the records of a run, without what is a matter of one machine."""
+    run = RunDirectory(source)
+    tested = any(record["split"] == "test" for record in run.read_metrics())
+    folder = (HERE if tested else BESIDE_TORCH) / source.name
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / METRICS_FILE, folder / METRICS_FILE)
+    RunDirectory(folder).write_config(run.read_config().recipe(), run.read_environment())
+
+
+def runs_in(folder: Path) -> list[RunDirectory]:
+    """Return the runs whose records are in the folder, by name."""
+    return [RunDirectory(path.parent) for path in sorted(folder.glob(f"*/{METRICS_FILE}"))]
+
+
+def results(runs: list[RunDirectory]) -> list[str]:
+    """Return the table of the runs, and their commands."""
     heads = ["run", "network", "seed", "epochs", "5,000 held-out training images"]
     heads += ["first 1,000 test images", "training time", "machine", "commit"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *map(row, runs)]
     lines += ["", "The commands:", "", "```sh"]
-    lines += [command_line(run.read_config(), "jaxcifar", "train") for run in runs] + ["```"]
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    text = "\n".join([BEGIN, "", *lines, "", END])
-    PAGE.write_text(before + text + rest.split(END)[1], encoding="utf-8")
+    return [*lines, *(command_line(run.read_config(), "jaxcifar", "train") for run in runs), "```"]
+
+
+def first_epochs(run: RunDirectory, split: str) -> list[dict[str, Any]]:
+    """Return a split's records of the epochs that are compared."""
+    records = run.read_metrics()
+    return [r for r in records if r["split"] == split and r["epoch"] <= EPOCHS]
+
+
+def comparison(runs: list[RunDirectory]) -> list[str]:
+    """Return the table of loss and validation accuracy of each of the first epochs."""
+    lines = ["| run | mean training loss | validation accuracy |", "|---|---|---|"]
+    for run in runs:
+        last = {record["epoch"]: record["loss"] for record in first_epochs(run, "train")}
+        losses = ", ".join(f"{loss:.3f}" for loss in last.values())
+        shares = (f"{100 * record['accuracy']:.1f} %" for record in first_epochs(run, "val"))
+        lines.append(f"| {run.path.name} | {losses} | {', '.join(shares)} |")
+    return lines
+
+
+def draw_comparison(runs: list[RunDirectory]) -> Any:
+    """Draw each network's loss and accuracy; torch is orange, another seed dashed."""
+    models = sorted({run.read_config().model for run in runs})
+    drawing = figure.Figure(figsize=(10, 6.5), layout="constrained")
+    panels = drawing.subplots(2, len(models), squeeze=False)
+    for run in runs:
+        config, program = run.read_config(), run.path.name.partition("-")[0]
+        color = "C1" if program == "torch" else "C0"
+        line = "--" if config.seed else "-"
+        label = f"{'torch' if program == 'torch' else 'jaxcifar'}, seed {config.seed}"
+        column = panels[:, models.index(config.model)]
+        for axes, split in zip(column, ("train", "val"), strict=True):
+            quantity = "loss" if split == "train" else "accuracy"
+            records = first_epochs(run, split)
+            steps, values = [r["step"] for r in records], [r[quantity] for r in records]
+            axes.plot(steps, values, line, color=color, label=label)
+            axes.set(title=f"{config.model}: {split} {quantity}", xlabel="step")
+    for axes in panels.flat:
+        axes.grid(alpha=0.3)
+    panels[0, 0].legend(fontsize="small")
+    return drawing
+
+
+def fill(text: str, name: str, lines: list[str]) -> str:
+    """Replace what is between the two comments of this name."""
+    before, rest = text.split(f"<!-- {name}: make results writes this -->")
+    _, after = rest.split(f"<!-- end of {name} -->")
+    begin, end = f"<!-- {name}: make results writes this -->", f"<!-- end of {name} -->"
+    return before + "\n".join([begin, "", *lines, "", end]) + after
+
+
+def main() -> None:
+    """Copy what is asked for, then write the tables and the pictures."""
+    for source in map(Path, sys.argv[1:]):
+        copy(source)
+    runs, others = runs_in(HERE), runs_in(BESIDE_TORCH)
+    text = fill(PAGE.read_text(encoding="utf-8"), "runs", results(runs))
+    PAGE.write_text(fill(text, "comparison", comparison(runs + others)), encoding="utf-8")
+    figures.save(ASSETS / "results-beside-torch.png", draw_comparison, runs + others)
     for model in sorted({run.read_config().model for run in runs}):
         shown = {r.path.name: r.read_metrics() for r in runs if r.read_config().model == model}
-        figures.save(HERE.parent / "assets" / f"results-{model}.png", figures.curves, shown)
-    print(json.dumps({run.path.name: len(run.read_metrics()) for run in runs}))
+        figures.save(ASSETS / f"results-{model}.png", figures.curves, shown)
+    print(json.dumps({run.path.name: len(run.read_metrics()) for run in runs + others}))
 
 
 if __name__ == "__main__":
