@@ -86,9 +86,7 @@ def train_and_evaluate(config: TrainConfig) -> History:
             try:
                 outputs = page.save_outputs(directory, run.total_steps, names, logits, run.test)
                 page.write_report([directory], [outputs])
-            except (
-                Exception
-            ) as error:  # of matplotlib or the disk; the results are in metrics.jsonl
+            except Exception as error:  # of matplotlib or the disk
                 advice = f"try jaxcifar report {shlex.quote(str(directory.path))}"
                 log.warning("the report could not be written (%s): %s", error, advice)
         if best := directory.best(metrics.records):
