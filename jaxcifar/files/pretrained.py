@@ -14,6 +14,7 @@ with epy.lazy_imports():
 PRETRAINED = "pretrained"  # in place of a path
 SHA256 = {  # by model
     "resnet50_layer4": "96f58bcc9f9f980cbd186eed416eb91c8f3ce5302e6467c9481f654cb45f3695",
+    "vgg16": "daddb81e6e67d3abbb8d45c5b58886c58db592385797095b3a7d540ef12821aa",
 }
 IN_CLONE = Path(__file__).parents[2] / "weights"
 
