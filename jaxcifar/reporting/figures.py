@@ -40,7 +40,10 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
                 if rows:
                     axes.plot(steps, values, line, marker=marker, **look)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-        axes.yaxis.set_minor_formatter(ticker.LogFormatter())  # 2 instead of 2x10^0
+        if "yscale" in panel:  # 0.2 instead of a power of ten
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
         axes.grid(alpha=0.3)
     legend: Any = {"loc": "outside lower center", "ncols": min(len(runs), 3)}
     figure.legend(handles=figure.axes[0].get_lines(), fontsize="small", **legend)
