@@ -61,7 +61,7 @@ def test_no_cluster_is_said_to_be_missing(tmp_path):
     process = start(TINY, tmp_path, 1, "--coordinator auto")
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "--coordinator auto finds no Slurm, Kubernetes, Open MPI or TPU here" in error
+    assert "auto needs Slurm, Kubernetes, Open MPI or a TPU" in error
     assert error.count("\n") == 1
 
 

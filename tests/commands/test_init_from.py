@@ -6,7 +6,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jaxcifar import TrainConfig, UserError, cli, create_model, data, train_and_evaluate
+from jaxcifar import UserError, cli, create_model, data, train_and_evaluate
 from jaxcifar.core.models import abstract_variables, head
 from jaxcifar.core.state import replace_head
 from jaxcifar.files import torch_files, torch_names, weights
@@ -82,20 +82,22 @@ def test_weights_alone_start_a_fresh_adam_and_are_not_read_again(run, tmp_path):
     assert (saved.init_from, saved.learning_rate) == (str(path), 1e-30)
 
 
-def test_the_learning_rate_is_torchs_unless_given():
-    with_rate = weights.Weights(model="vgg16", num_classes=10, variables={}, learning_rate=3e-4)
-    alone = with_rate._replace(learning_rate=None)
-    for given, saved, initial, expected in (
-        (None, {}, None, 1e-3),
-        (None, {}, alone, 1e-3),
-        (None, {}, with_rate, 3e-4),
-        (1e-5, {}, with_rate, 1e-5),
-        (None, {"learning_rate": 0.5}, None, 0.5),  # of the resumed run
-    ):
-        assert setup.learning_rate(TrainConfig(learning_rate=given), saved, initial) == expected
-    stopped = with_rate._replace(learning_rate=0.0)
+def prepare(workdir, **changes):
+    config = run_config(workdir, model=TINY, **changes)
+    return setup.prepare(config, RunDirectory.for_run(config))[0]
+
+
+def test_the_learning_rate_is_torchs_unless_given(run, tmp_path, monkeypatch):
+    loaded = weights.load(run.workdir, model=TINY)
+    for given, of_torch, expected in ((None, None, 1e-3), (None, 3e-4, 3e-4), (1e-5, 3e-4, 1e-5)):
+        initial = loaded._replace(learning_rate=of_torch)
+        monkeypatch.setattr(weights, "load", lambda *_, initial=initial, **__: initial)
+        prepared = prepare(tmp_path, learning_rate=given, init_from="a")
+        assert prepared.config.learning_rate == expected
+    stopped = loaded._replace(learning_rate=0.0)
+    monkeypatch.setattr(weights, "load", lambda *_, **__: stopped)
     with pytest.raises(UserError, match="a learning rate of 0: pass --learning-rate"):
-        setup.learning_rate(TrainConfig(init_from="a"), {}, stopped)
+        prepare(tmp_path, learning_rate=None, init_from="a")
 
 
 def test_weights_that_do_not_fit_are_refused(checkpoint, tmp_path):
@@ -142,9 +144,8 @@ def test_as_many_classes_of_other_names_are_warned_of(
     monkeypatch.setattr(data, "load", lambda name, data_dir=None, **options: renamed)
     source = str(checkpoint)
     cli.call("evaluate", f"--dataset digits --batch-size 7 --checkpoint {source}".split())
-    loaded = weights.load(source)
-    config, key = run_config(tmp_path, init_from=source), jax.random.key(0)
-    assert setup._fit_classes(config, loaded, loaded.build(), names, key) is loaded
+    config = run_config(tmp_path, init_from=source)
+    setup.prepare(config, RunDirectory.for_run(config))
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warnings) == (2 if difference else 0)
     assert all(line.endswith(difference.format(source=source)) for line in warnings)

@@ -67,7 +67,7 @@ def rezip(name, compression=zipfile.ZIP_STORED, *, cut=None, checksums=True):
             new.writestr(entry, old.read(entry)[: cut if entry.endswith("data/0") else None])
     content = Path(name).read_bytes()
     if not checksums:  # in the central directory
-        content = re.sub(rb"(PK\1\2.{12}).{4}", rb"\1\0\0\0\0", content, flags=re.DOTALL)
+        content = re.sub(rb"(PK\x01\x02.{12}).{4}", rb"\g<1>\0\0\0\0", content, flags=re.DOTALL)
     Path(name).write_bytes(content)
 
 
