@@ -131,8 +131,10 @@ def main() -> None:
         copy(source)
     runs, others = runs_in(HERE), runs_in(BESIDE_TORCH)
     text = fill(PAGE.read_text(encoding="utf-8"), "runs", results(runs))
-    PAGE.write_text(fill(text, "comparison", comparison(runs + others)), encoding="utf-8")
-    figures.save(ASSETS / "results-beside-torch.png", draw_comparison, runs + others)
+    if others:
+        text = fill(text, "comparison", comparison(runs + others))
+        figures.save(ASSETS / "results-beside-torch.png", draw_comparison, runs + others)
+    PAGE.write_text(text, encoding="utf-8")
     for model in sorted({run.read_config().model for run in runs}):
         shown = {r.path.name: r.read_metrics() for r in runs if r.read_config().model == model}
         figures.save(ASSETS / f"results-{model}.png", figures.curves, shown)
