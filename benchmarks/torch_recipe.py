@@ -94,10 +94,10 @@ def main() -> None:
             schedule.step()
             loss_sum += loss.detach()
             if done % config.log_every == 0 or done == steps:
-                mean = float(loss_sum) / done
-                print(f"{place}, Step [{done}/{steps}] Loss: {mean:.4f}", flush=True)
+                epoch_loss = float(loss_sum) / done
+                print(f"{place}, Step [{done}/{steps}] Loss: {epoch_loss:.4f}", flush=True)
                 speed = done * config.batch_size / (time.monotonic() - start)
-                values = {"epoch": epoch + 1, "loss": mean, "images_per_second": speed}
+                values = {"epoch": epoch + 1, "loss": epoch_loss, "images_per_second": speed}
                 metrics.write(epoch * steps + done, "train", **values)
         module.eval()
         with torch.inference_mode(), autocast:
