@@ -100,10 +100,9 @@ def draw_comparison(runs: list[RunDirectory]) -> Any:
     drawing = figure.Figure(figsize=(10, 6.5), layout="constrained")
     panels = drawing.subplots(2, len(models), squeeze=False)
     for run in runs:
-        config, program = run.read_config(), run.path.name.partition("-")[0]
-        color = "C1" if program == "torch" else "C0"
-        line = "--" if config.seed else "-"
-        label = f"{'torch' if program == 'torch' else 'jaxcifar'}, seed {config.seed}"
+        config, of_torch = run.read_config(), run.path.name.startswith("torch-")
+        color, line = "C1" if of_torch else "C0", "--" if config.seed else "-"
+        label = f"{'torch' if of_torch else 'jaxcifar'}, seed {config.seed}"
         column = panels[:, models.index(config.model)]
         for axes, split in zip(column, ("train", "val"), strict=True):
             quantity = "loss" if split == "train" else "accuracy"
@@ -119,9 +118,9 @@ def draw_comparison(runs: list[RunDirectory]) -> Any:
 
 def fill(text: str, name: str, lines: list[str]) -> str:
     """Replace what is between the two comments of this name."""
-    before, rest = text.split(f"<!-- {name}: make results writes this -->")
-    _, after = rest.split(f"<!-- end of {name} -->")
     begin, end = f"<!-- {name}: make results writes this -->", f"<!-- end of {name} -->"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
     return before + "\n".join([begin, "", *lines, "", end]) + after
 
 

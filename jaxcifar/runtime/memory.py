@@ -6,6 +6,7 @@ gets them back page by page, which took a fifth of a step's time.
 
 import ctypes
 import os
+from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt's parameters, from malloc.h
 
@@ -15,6 +16,7 @@ def share_one_arena() -> None:
     _mallopt(_ARENA_MAX, 1)
 
 
+@cache  # it is called after each step
 def keep_freed() -> None:
     """Keep freed memory; call it after the first step, to not keep what the compiler frees."""
     _mallopt(_MMAP_MAX, 0)
