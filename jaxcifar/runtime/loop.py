@@ -31,12 +31,22 @@ class Outputs(NamedTuple):
 
 
 def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> TrainState:
-    """Train from where the state stands; ``totals`` are the sums since its epoch began."""
+    """Train from where the state stands; ``totals`` are the sums since its epoch began.
+
+    What is due after a step is reported once its state is on its way to disk; and here, if a run
+    was killed before it reported the step to start from.
+    """
     config, on_cpu = run.config, process.computes_on_cpu()
     sizes = {"examples": len(run.train.labels), "batch_size": config.batch_size}
     options = {"augment": config.augmentation, "skip_nonfinite": config.on_nonfinite == "skip"}
     order, unreported = None, None
     step = int(state.step)
+    ends_epoch, reports, _ = _due(run, step)
+    reported = {record["split"] for record in outputs.metrics.records if record["step"] == step}
+    if step and reports and "train" not in reported:
+        _report(run, outputs, step, totals, None)
+    if step and ends_epoch and "val" not in reported:
+        _report_validation(run, outputs, step, _validate(run, state))
     with console.signals() as signals:
         while step < run.total_steps:
             epoch, done = divmod(step, run.steps_per_epoch)
@@ -54,7 +64,8 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
                 state, totals, run.train, order, run.step_key, count=count, **options
             )
             if unreported:  # read only now that the device has its next work
-                _report(run, outputs, *unreported)
+                _check_finite(run, outputs, *unreported)
+                _report(run, outputs, *unreported, outputs.progress.pace())
                 unreported = None
             step += count
             if on_cpu:
@@ -65,14 +76,18 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
             stops = process.agreed(bool(signals)) and step < run.total_steps
             ends_epoch, reports, saves = _due(run, step)
             saves |= stops
-            if reports and (on_cpu or saves):
-                _report(run, outputs, step, totals)
-            elif reports:
+            if reports and not on_cpu and not saves:
                 unreported = step, totals
-            val_accuracy = _validate(run, outputs, step, state) if ends_epoch else None
-            if saves:
-                _check_finite(run, outputs, step, totals, state.params)
-                outputs.checkpoints.save(state, totals, val_accuracy)
+            elif reports or saves:
+                _check_finite(run, outputs, step, totals, state.params if saves else None)
+                pace = outputs.progress.pace()
+                validation = _validate(run, state) if ends_epoch else None
+                if saves:
+                    accuracy = validation["accuracy"] if validation else None
+                    outputs.checkpoints.save(state, totals, accuracy)
+                if reports:
+                    _report(run, outputs, step, totals, pace)
+                _report_validation(run, outputs, step, validation)
             if stops:
                 outputs.checkpoints.finish()
                 message = "Stopped after step %d of %d; continue with: %s"
@@ -89,31 +104,39 @@ def _due(run: Run, step: int) -> tuple[bool, bool, bool]:
     return ends_epoch, reports, ends_epoch or bool(every and step % every == 0)
 
 
-def _report(run: Run, outputs: Outputs, step: int, totals: Metrics) -> None:
+def _report(
+    run: Run, outputs: Outputs, step: int, totals: Metrics, images_per_second: float | None
+) -> None:
     """Print and log the epoch's means after ``step`` updates."""
-    _check_finite(run, outputs, step, totals)
     epoch, done = divmod(step - 1, run.steps_per_epoch)
     loss, accuracy = totals.means()
     skipped = int(totals.nonfinite)
     line = f"Epoch [{epoch + 1}/{run.config.epochs}], Step [{done + 1}/{run.steps_per_epoch}]"
     line += f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else "")
-    pace = outputs.progress.result(line, f"training accuracy {100 * accuracy:.2f} %")
+    note = f"training accuracy {100 * accuracy:.2f} %"
+    outputs.progress.result(line, note, images_per_second)
     values = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "skipped": skipped or None}
-    rate = float(run.schedule(step - 1))
-    outputs.metrics.write(step, "train", **values, learning_rate=rate, images_per_second=pace)
+    values |= {"learning_rate": float(run.schedule(step - 1))}
+    outputs.metrics.write(step, "train", **values, images_per_second=images_per_second)
 
 
-def _validate(run: Run, outputs: Outputs, step: int, state: TrainState) -> float | None:
-    """Print, log and return the validation accuracy, if images are held out."""
+def _validate(run: Run, state: TrainState) -> dict[str, float] | None:
+    """Return the scores of the images held out for validation, if there are any."""
     if run.val is None:
         return None
     images, labels = run.val
     outcome = logits(state, images, batch_size=run.config.batch_size, mesh=run.mesh)
     loss, accuracy = loss_and_accuracy(outcome, labels)
-    outputs.progress.result(ACCURACY.format(f"{len(labels)} validation", 100 * accuracy))
-    values = {"images": len(labels), "loss": loss, "accuracy": accuracy}
-    outputs.metrics.write(step, "val", epoch=-(-step // run.steps_per_epoch), **values)
-    return accuracy
+    return {"images": len(labels), "loss": loss, "accuracy": accuracy}
+
+
+def _report_validation(
+    run: Run, outputs: Outputs, step: int, scores: dict[str, float] | None
+) -> None:
+    if scores is not None:
+        images = f"{scores['images']} validation"
+        outputs.progress.result(ACCURACY.format(images, 100 * scores["accuracy"]))
+        outputs.metrics.write(step, "val", epoch=-(-step // run.steps_per_epoch), **scores)
 
 
 def _check_finite(run: Run, outputs: Outputs, step: int, sums: Metrics, params: Any = None) -> None:

@@ -53,13 +53,18 @@ def assert_resumes_exactly(tmp_path, monkeypatch, capsys, **options):
             train_and_evaluate(run_config(tmp_path / "cut", **options))
     assert RunDirectory(tmp_path / "cut").last_step() == 8
 
-    resumed = train_and_evaluate(run_config(tmp_path / "cut", resume=True, **options))
+    assert_resumes_as(whole, tmp_path / "cut", **options)
+    assert capsys.readouterr().out == whole_out
+
+
+def assert_resumes_as(whole, path, **options):
+    """A run that is resumed ends as a whole one, and its records are those of a whole one."""
+    resumed = train_and_evaluate(run_config(path, resume=True, **options))
     for name in ("step", "params", "batch_stats", "opt_state"):
         assert_same(getattr(whole.state, name), getattr(resumed.state, name))
-    assert whole.test_accuracy == resumed.test_accuracy
-    assert capsys.readouterr().out == whole_out
     records, expected = (
-        [record | {"images_per_second": None} for record in run.records] for run in (resumed, whole)
+        [record | {"images_per_second": None} for record in RunDirectory(path).read_metrics()]
+        for path in (path, whole.workdir)
     )
     assert records == expected
 
@@ -72,6 +77,27 @@ def test_a_resumed_run_of_the_resnet_is_bit_identical(tmp_path, monkeypatch, cap
 
 def test_a_resumed_run_with_dropout_and_crops_is_bit_identical(tmp_path, monkeypatch, capsys):
     assert_resumes_exactly(tmp_path, monkeypatch, capsys, augment="crop-flip")
+
+
+@pytest.mark.parametrize("line", EPOCH_OF_TWO.format(1).splitlines()[1:])
+def test_what_was_saved_and_not_yet_reported_is_reported_after_a_kill(line, tmp_path, monkeypatch):
+    options = {"epochs": 2, "val_fraction": 0.2}
+    whole = train_and_evaluate(run_config(tmp_path / "whole", **options))
+    result = Progress.result
+
+    def result_or_death(self, printed, *note_and_pace):
+        if printed.startswith(line.split("NUMBER")[0]):
+            raise SystemExit("killed")
+        result(self, printed, *note_and_pace)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "result", result_or_death)
+        with pytest.raises(SystemExit, match="killed"):
+            train_and_evaluate(run_config(tmp_path / "cut", **options))
+    assert RunDirectory(tmp_path / "cut").last_step() == 4
+    reported = [record["split"] for record in RunDirectory(tmp_path / "cut").read_metrics()]
+    assert reported == (["train"] if "[4/4]" in line else ["train", "train"])
+    assert_resumes_as(whole, tmp_path / "cut", **options)
 
 
 def test_output_logs_and_checkpoints(tmp_path, capsys, caplog):
