@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxcifar.runtime import memory
 
-memory.share_one_arena()  # before libraries start threads
+memory.share_arenas()  # before libraries start threads
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

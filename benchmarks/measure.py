@@ -14,7 +14,7 @@ from jaxcifar.runtime import memory
 START = time.monotonic() - time.process_time()  # about when the process began
 OURS = "jaxcifar" in sys.argv[1:]
 if OURS:
-    memory.share_one_arena()  # before numpy and JAX start threads
+    memory.share_arenas()  # before numpy and JAX start threads
 
 from programs import PROGRAMS  # noqa: E402
 

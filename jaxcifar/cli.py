@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     The exit code is 0, what the command returns, 2 after bad input, or 128 + N on signal N.
     """
-    memory.share_one_arena()
+    memory.share_arenas()
     os.environ["MPLBACKEND"] = "agg"  # figures are files, whatever the user's plots are
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     console.protect_streams(strict=name != "train")  # a run's results are in its directory, too

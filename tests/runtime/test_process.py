@@ -19,7 +19,7 @@ def test_freed_memory_is_kept():
 import resource
 from jaxcifar import UserError
 from jaxcifar.runtime import memory
-memory.share_one_arena()
+memory.share_arenas()
 import numpy as np
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -37,7 +37,7 @@ faults(); print(default, faults())
 
 def test_without_glibc_nothing_happens(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    memory.share_one_arena()
+    memory.share_arenas()
     memory.keep_freed.__wrapped__()
 
 
