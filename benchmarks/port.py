@@ -37,7 +37,7 @@ def measure(source: str, target: str, *, verify: bool) -> None:
 
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     before, start = memory("VmRSS"), time.perf_counter()
-    port.main(PortConfig(input=source, output=target, verify=verify))
+    port.main(PortConfig(checkpoint=source, output=target, verify=verify))
     figures = {"seconds": time.perf_counter() - start, "bytes": memory("VmHWM") - before}
     print(json.dumps(figures))
 

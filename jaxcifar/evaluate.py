@@ -1,4 +1,4 @@
-"""Scores of weights on test images: ``jaxcifar evaluate``, or ``evaluate(checkpoint)``."""
+"""Scores of weights on test images: ``jaxcifar evaluate``, or ``evaluate(config)``."""
 
 if __name__ == "__main__":  # python -m jaxcifar.evaluate
     from jaxcifar import cli
@@ -7,8 +7,6 @@ if __name__ == "__main__":  # python -m jaxcifar.evaluate
 
 import dataclasses
 import json
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -17,47 +15,25 @@ from tqdm import tqdm
 from jaxcifar import data
 from jaxcifar.config.commands import EvaluateConfig
 from jaxcifar.core import inference, sharding
-from jaxcifar.core.state import TrainState, short_repr
-from jaxcifar.core.steps import Examples
+from jaxcifar.core.state import TrainState
 from jaxcifar.errors import one_line
 from jaxcifar.files import weights
-from jaxcifar.reporting.scores import Scores, score, table
+from jaxcifar.reporting.scores import Evaluation, score, table
 from jaxcifar.runtime import memory, process
 
 
-@short_repr
-class Evaluation(NamedTuple):
-    """The logits of weights on test images, float32 ``(N, classes)``, and their scores."""
-
-    model: str
-    dataset: str
-    examples: Examples
-    class_names: tuple[str, ...]
-    logits: np.ndarray
-    scores: Scores
-
-
-def evaluate(
-    checkpoint: str | Path,
-    *,
-    model: str | None = None,
-    ema: bool = False,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    batch_size: int = 500,
-    progress: bool = False,
-) -> Evaluation:
+def evaluate(config: EvaluateConfig) -> Evaluation:
     """Score weights on the test images of ``dataset``, by default the run's, else CIFAR-10.
 
     Raises ``UserError`` if the weights or the data cannot be read, or do not fit each other.
     """
-    loaded = weights.load(checkpoint, model=model, ema=ema)
-    name = dataset or loaded.dataset or "cifar10"
-    _, test, class_names = data.load(name, data_dir, test_only=True)
-    loaded.check_classes(str(checkpoint), name, class_names)
+    loaded = weights.load(config.checkpoint, **config.chosen)
+    name = config.dataset or loaded.dataset or "cifar10"
+    _, test, class_names = data.load(name, config.data_dir, test_only=True)
+    loaded.check_classes(config.checkpoint, name, class_names)
     mesh = sharding.make_mesh()
     state = sharding.put(loaded.state(), sharding.replicated(mesh))
-    logits = test_logits(state, test.images, batch_size=batch_size, mesh=mesh, silent=not progress)
+    logits = test_logits(state, test.images, batch_size=config.batch_size, mesh=mesh, silent=False)
     scores = score(logits, test.labels, class_names)
     return Evaluation(loaded.model, name, test, class_names, logits, scores)
 
@@ -78,9 +54,7 @@ def test_logits(
 def main(config: EvaluateConfig) -> None:
     """Run the command."""
     process.start(use_compile_cache=config.compile_cache)
-    names = "checkpoint", "model", "ema", "dataset", "data_dir", "batch_size"
-    options = {name: getattr(config, name) for name in names}
-    model, dataset, *_, scores = evaluate(**options, progress=True)
+    model, dataset, *_, scores = evaluate(config)
     if config.json:
         source = {"checkpoint": config.checkpoint, "model": model, "dataset": dataset}
         print(json.dumps(source | dataclasses.asdict(scores), indent=2))

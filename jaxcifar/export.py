@@ -45,7 +45,7 @@ def main(config: ExportConfig) -> None:
     if kind == "orbax":
         suffixes = ".ckpt, .pt, .pth, .safetensors or .stablehlo, or jaxcifar port for Orbax"
         raise UserError(f"{target}: unknown format; use {suffixes}")
-    loaded = weights.load(config.checkpoint, model=config.model, ema=config.ema)
+    loaded = weights.load(config.checkpoint, **config.chosen)
     with atomic.replacing(target) as path:
         if kind == "stablehlo":
             path.write_bytes(to_stablehlo(loaded))

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 def main(config: PortConfig) -> None:
     """Port, verify and write; a ``UserError`` leaves nothing behind."""
     process.start(prefer_cpu=True)  # the tolerances are those of full float32
-    source, target = pretrained.resolve(config.source, config.model), Path(config.output)
+    source, target = pretrained.resolve(config.checkpoint, config.model), Path(config.output)
     force = config.force or config.dry_run
     atomic.check_output(target, source=source, force=force, checkpoint=True)
     if config.report:
@@ -45,9 +45,8 @@ def main(config: PortConfig) -> None:
             raise UserError(f"{target} cannot be the output and the report: choose another name")
     target_format = config.to or weights.format_of(target)
     load = partial(weights.load, input_shape=config.input_shape)
-    chosen = partial(load, ema=config.ema, prefix=config.prefix)
     try:
-        loaded = chosen(source, model=config.model, optimizer=True)
+        loaded = load(source, **config.chosen, optimizer=True)
     except torch_match.PortError as error:
         if config.model:
             print(error.table())

@@ -40,7 +40,7 @@ def predict(
 def main(config: PredictConfig) -> int:
     """Run the command; return 1 if a file could not be read."""
     process.start(use_compile_cache=config.compile_cache)
-    loaded = weights.load(config.checkpoint, model=config.model, ema=config.ema)
+    loaded = weights.load(config.checkpoint, **config.chosen)
     class_names = _class_names(config.checkpoint, loaded)
     mesh = sharding.make_mesh()
     state = sharding.put(loaded.state(), sharding.replicated(mesh))

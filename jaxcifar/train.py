@@ -22,7 +22,7 @@ from jaxcifar.files.checkpoints import Checkpoints
 from jaxcifar.files.run import MetricWriter, RunDirectory
 from jaxcifar.reporting import page
 from jaxcifar.reporting.progress import Progress
-from jaxcifar.reporting.scores import score
+from jaxcifar.reporting.scores import Evaluation, score
 from jaxcifar.runtime import loop, process, setup
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,8 @@ def train_and_evaluate(config: TrainConfig) -> History:
         progress.result(loop.ACCURACY.format("test", 100 * scores.accuracy))
         if config.report and not silent:
             try:
-                outputs = page.save_outputs(directory, run.total_steps, names, logits, run.test)
-                page.write_report([directory], [outputs])
+                test = Evaluation(config.model, config.dataset, run.test, names, logits, scores)
+                page.write_report([directory], [(run.total_steps, test)])
             except Exception as error:  # of matplotlib or the disk
                 advice = f"try jaxcifar report {shlex.quote(str(directory.path))}"
                 log.warning("the report could not be written (%s): %s", error, advice)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from jaxcifar.config.options import Options, Positive, Range, argument, option, optional, required
 from jaxcifar.config.train import COMPILE_CACHE, DATASETS, DataSet, Model
@@ -25,6 +25,14 @@ class WeightsOptions(Options):
     )
     model: Model | None = optional(NETWORK, metavar="NAME")
     ema: bool = option(False, "use the exponential moving average in a torch file")
+    prefix: str | None = optional(
+        "use the weights below this key, if a torch file has several copies", metavar="KEY"
+    )
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What ``weights.load`` chooses by among the weights of a source."""
+        return {"model": self.model, "ema": self.ema, "prefix": self.prefix}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,15 +81,16 @@ class ReportConfig(Options):
 
     workdirs: tuple[str, ...] = argument("run directories; several are compared in one page")
     output: str | None = optional("where to (default: WORKDIR/report; for several runs: report)")
-    data_dir: str | None = optional("where the data is, if a run must be evaluated again")
+    model: Model | None = optional("the network of runs of your own network", metavar="NAME")
+    data_dir: str | None = optional("where the data is (default: where the run found it)")
     compile_cache: bool = option(True, COMPILE_CACHE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PortConfig(Options):
+class PortConfig(WeightsOptions):
     """Convert weights from or to torch, and verify them."""
 
-    source: str = argument(
+    checkpoint: str = argument(
         "a torch .ckpt/.pt/.pth, a .safetensors file, an Orbax checkpoint, a run directory, or"
         " pretrained"
     )
@@ -91,13 +100,8 @@ class PortConfig(Options):
     to: Literal["orbax", "safetensors", "torch"] | None = optional(
         "the format of OUTPUT (default: by its name)"
     )
-    model: Model | None = optional(NETWORK, metavar="NAME")
     input: Shape = option(
         "3x32x32", "the images of your own network: channels, height and width", metavar="CxHxW"
-    )
-    ema: bool = option(False, "use the exponential moving average of the weights")
-    prefix: str | None = optional(
-        "use the weights below this key, if the file has several copies", metavar="KEY"
     )
     verify: bool = option(True, "do not compare every layer's output with torch's")
     against: str | None = optional(

@@ -20,6 +20,7 @@ WRAPPERS |= {"_forward_module", "_modules", "_parameters", "_buffers"}
 BATCHES = "num_batches_tracked"  # unknown to torch before 0.4.1; a count, and no weight
 COUNTERS = BATCHES, "total_ops", "total_params", "n_averaged"  # of profilers, of AveragedModel
 AVERAGE = re.compile(r"(?:^|[._])(?:ema|averaged?|swa|shadow)(?:[._]|$)", re.IGNORECASE)
+CHOOSE = "choose with --ema or --prefix (for jaxcifar train, port it first)"
 MAX_CLASSES = 100_000  # a file of a few bytes can claim a tensor that fills the memory
 
 Shape = tuple[int, ...]
@@ -112,14 +113,12 @@ def match(
     if prefix is not None:
         copies = [p for p in whole if p.rstrip(".") == prefix.rstrip(".")]
     if whole and not copies:
-        advice = "see jaxcifar port --ema and --prefix"
-        raise UserError(f"{source} has no such copy, but {_listed(whole)}: {advice}")
+        raise UserError(f"{source} has no such copy, but {_listed(whole)}: {CHOOSE}")
     first, *others = copies or [max(counts, key=counts.__getitem__, default="")]  # the nearest
     for name in needed if others else ():
         one, *rest = (to_numpy(name, tensors[names[p + name]]) for p in (first, *others))
         if not all(np.array_equal(one, other) for other in rest):
-            problem = f"{source} has several copies, {_listed(copies)}"
-            raise UserError(f"{problem}: choose with jaxcifar port --prefix")
+            raise UserError(f"{source} has several copies, {_listed(copies)}: {CHOOSE}")
     keys = {key: names[first + name] for name, key in wanted.items() if first + name in names}
     shape = tensors[keys[last]].shape if (last := [*wanted.values()][-1]) in keys else ()
     num_classes = next(iter(shape), 0) or 10

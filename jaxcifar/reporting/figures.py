@@ -72,17 +72,19 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Any:
 def mistakes(
     images: np.ndarray, labels: np.ndarray, logits: np.ndarray, names: Sequence[str]
 ) -> Any:
-    """Draw images with their labels and predictions."""
-    probabilities = special.softmax(logits, axis=1)
-    names = [_text(name, 13) for name in names]
-    rows = max(1, -(-len(logits) // 5))  # of five images
+    """Draw the 25 most confident mistakes with their labels and predictions, the worst first."""
+    confidence = special.softmax(logits, axis=1).max(axis=1)
+    predicted, names = logits.argmax(axis=1), [_text(name, 13) for name in names]
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:25]
+    rows = max(1, -(-len(worst) // 5))  # of five images
     figure = mpl.Figure(figsize=(7, 1.8 * rows), layout="constrained")
-    for index, (image, label, row) in enumerate(zip(images, labels, probabilities, strict=True)):
-        axes = figure.add_subplot(rows, 5, index + 1, frame_on=False, xticks=[], yticks=[])
-        axes.imshow(image, interpolation="nearest")
-        title = f"{names[label]}\n→ {names[row.argmax()]} ({100 * row.max():.0f} %)"
+    for position, i in enumerate(worst, start=1):
+        axes = figure.add_subplot(rows, 5, position, frame_on=False, xticks=[], yticks=[])
+        axes.imshow(images[i], interpolation="nearest")
+        title = f"{names[labels[i]]}\n→ {names[predicted[i]]} ({100 * confidence[i]:.0f} %)"
         axes.set_title(title, fontsize=7)
-    if not len(logits):
+    if not len(worst):
         figure.text(0.5, 0.5, "no mistakes", ha="center", va="center", fontsize=14)
     return figure
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epy
 
+from jaxcifar.core.state import short_repr
+from jaxcifar.core.steps import Examples
 from jaxcifar.errors import UserError
 
 with epy.lazy_imports():
@@ -37,6 +39,18 @@ class Scores:
     calibration_error: float  # expected, over 15 equal bins (Guo et al., 2017)
     classes: tuple[ClassScores, ...]  # in the order of the labels
     confusion: list[list[int]]  # images by label (rows) and prediction (columns)
+
+
+@short_repr
+class Evaluation(NamedTuple):
+    """The logits of weights on test images, float32 ``(N, classes)``, and their scores."""
+
+    model: str
+    dataset: str
+    examples: Examples
+    class_names: Sequence[str]
+    logits: np.ndarray
+    scores: Scores
 
 
 def check_finite(outputs: np.ndarray) -> None:

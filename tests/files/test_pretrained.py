@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 import jaxcifar
 from jaxcifar import UserError, load_weights
+from jaxcifar.config.commands import EvaluateConfig
 from jaxcifar.evaluate import evaluate
 from jaxcifar.files import pretrained
 
@@ -34,7 +35,7 @@ def test_the_weights_give_the_logits_of_the_day_they_were_trained(model):
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="needs CIFAR-10 in ../shared")
 def test_the_weights_score_what_their_metadata_says(model):
     path = pretrained.resolve("pretrained", model)
-    scores = evaluate(str(path), data_dir=str(CIFAR10)).scores
+    scores = evaluate(EvaluateConfig(checkpoint=str(path), data_dir=str(CIFAR10))).scores
     with safe_open(path, "np") as file:
         metadata = file.metadata()
     assert scores.images == int(metadata["test_images"])

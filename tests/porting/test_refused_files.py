@@ -50,10 +50,7 @@ CONTENTS = [
     (OTHER, "is no known model; the nearest is", " unexpected: conv1.weight (64, 3, 7, 7)"),
     (SEVERAL, "in.ckpt is no known model; the nearest is vgg16: 1 missing: features.2.bias (64,)"),
     (VGG | {"features.99.x": NUMBER.expand(10**10)}, "1 unexpected: features.99.x (10000000000,)"),
-    (
-        {"a": VGG, "b": files.hollow(shift=1)},
-        "has several copies, a, b: choose with jaxcifar port --prefix",
-    ),
+    ({"a": VGG, "b": files.hollow(shift=1)}, "has several copies, a, b: choose with --ema or"),
     (VGG | HEAD, "10000000000 classes"),
     (LOOP, "holds no state dict"),
     (VGG | {FIRST: torch.zeros(SHAPE).to_sparse()}, f"{FIRST} is sparse"),

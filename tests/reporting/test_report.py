@@ -1,7 +1,6 @@
 """The report of a run: files, numbers, and a page that a browser shows."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,8 +11,10 @@ import pytest
 from PIL import Image
 
 from jaxcifar import TrainConfig, UserError, cli, data, report, train_and_evaluate
+from jaxcifar.config.commands import ReportConfig
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.reporting import figures, page
+from jaxcifar.reporting.scores import Evaluation, score
 from tests.conftest import run_config, use_few_digits
 
 FIGURES = ("curves", "confusion", "mistakes")
@@ -47,15 +48,13 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def change(path, **changes):
-    with np.load(path) as file:
-        arrays = dict(file)
-    np.savez(path, **arrays | changes)
+def make_report(*paths, **options):
+    return report.make_report(ReportConfig(workdirs=paths, **options))
 
 
 def test_a_run_leaves_a_report(run):
     folder = run.workdir / "report"
-    assert names(folder) == {"index.html", "test.npz", *(f"{name}.png" for name in FIGURES)}
+    assert names(folder) == {"index.html", *(f"{name}.png" for name in FIGURES)}
     for name in FIGURES:
         with Image.open(folder / f"{name}.png") as picture:
             assert min(picture.size) > 300
@@ -73,9 +72,6 @@ def test_evaluate_agrees_with_the_report(run, few_digits, capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["accuracy"] == run.test_accuracy
     assert document["loss"] == pytest.approx(run.records[-1]["loss"], rel=1e-6)
-    outputs, test = page.load_outputs(RunDirectory(run.workdir)), data.load("digits").test
-    assert set(outputs.mistaken) == set(np.flatnonzero(outputs.logits.argmax(1) != outputs.labels))
-    np.testing.assert_array_equal(outputs.images, test.images[outputs.mistaken])
     cli.call("evaluate", argv)
     first, second, third, *_ = capsys.readouterr().out.splitlines()
     assert first == "resnet50_layer4 on 20 test images of digits"
@@ -83,49 +79,37 @@ def test_evaluate_agrees_with_the_report(run, few_digits, capsys):
     assert re.search(r"95 % interval \d+\.\d\d to \d+\.\d\d %", third)
 
 
-def test_a_report_is_made_again_without_the_data(copy, monkeypatch, capsys):
+def test_a_report_is_made_again(copy, few_digits, capsys):
     index = copy.report_dir / "index.html"
     before = index.read_text()
-    for name in names(copy.report_dir) - {page.OUTPUTS_FILE}:
+    for name in names(copy.report_dir):
         (copy.report_dir / name).unlink()
-    monkeypatch.setattr(data, "load", lambda *args: pytest.fail("the data is not needed"))
     cli.call("report", [str(copy.path)])
     assert capsys.readouterr().out.strip() == str(index)
     assert index.read_text().replace(">other<", ">run<") == before
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: path.write_bytes(path.read_bytes()[:-200]),
-        lambda path: change(path, labels=np.zeros(19, np.int32)),
-        lambda path: change(path, images=np.zeros((3, 32, 32, 3), np.float32)),
-        lambda path: change(path, class_names=np.arange(10)),
-        lambda path: path.unlink() or os.mkfifo(path),
-    ],
-)
-def test_corrupt_outputs_are_no_outputs(damage, copy):
-    damage(copy.report_dir / page.OUTPUTS_FILE)
-    assert page.load_outputs(copy) is None
+def test_only_mistakes_are_shown_as_mistakes():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (9, 32, 32, 3), np.uint8)
+    labels, logits = np.arange(9) % 3, rng.normal(0, 1, (9, 3))
+    figure = figures.mistakes(images, labels, logits, "abc")
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    shown = [axes.get_images()[0].get_array() for axes in figure.axes]
+    assert 0 < len(shown) == len(wrong)
+    assert {image.tobytes() for image in shown} == {images[i].tobytes() for i in wrong}
+    shares = [int(axes.get_title().split("(")[1].split(" %")[0]) for axes in figure.axes]
+    assert shares == sorted(shares, reverse=True)
 
 
-def test_lost_outputs_are_computed_again(run, copy, few_digits, caplog):
-    (copy.report_dir / page.OUTPUTS_FILE).unlink()
-    with caplog.at_level("INFO", "jaxcifar"):
-        report.make_report([copy.path])
-    assert "evaluating the checkpoint of step 8 on the test images" in caplog.text
-    again, first = page.load_outputs(copy), page.load_outputs(RunDirectory(run.workdir))
-    np.testing.assert_allclose(again.logits, first.logits, rtol=1e-5, atol=1e-5)
-
-
-def test_the_users_plots_may_want_latex(copy):
+def test_the_users_plots_may_want_latex(copy, few_digits):
     with matplotlib.rc_context({"text.usetex": True}):
-        assert report.make_report([copy.path]).exists()
+        assert make_report(copy.path).exists()
 
 
-def test_several_runs_are_compared_in_one_page(run, tmp_path):
+def test_several_runs_are_compared_in_one_page(run, tmp_path, few_digits):
     other = shutil.copytree(run.workdir, tmp_path / "run")  # of the same name
-    path = report.make_report([run.workdir, other], tmp_path / "both")
+    path = make_report(run.workdir, other, output=tmp_path / "both")
     shown = texts(path)
     assert shown.count(f"{100 * run.test_accuracy:.2f} %") == 4
     assert [address for address in addresses(path) if address[0] == "#"] == ["#run-1", "#run-2"]
@@ -133,7 +117,7 @@ def test_several_runs_are_compared_in_one_page(run, tmp_path):
     figures = [f"{name}-{number}.png" for name in FIGURES[1:] for number in (1, 2)]
     assert names(path.parent) == {"index.html", "curves.png", *figures}
     with pytest.raises(UserError, match="a run was given twice"):
-        report.make_report([other, other])
+        make_report(other, other)
 
 
 @pytest.mark.parametrize("shift", [0, 1])  # no mistake, or only mistakes
@@ -142,8 +126,9 @@ def test_many_classes_may_have_any_names(shift, run, tmp_path):
     names = ["<script>$x", r"$\frac{", "数字", *(f"{i} " + 200 * "long " for i in range(97))]
     examples = data.Examples(np.zeros((100, 32, 32, 3), np.uint8), np.arange(100, dtype=np.int32))
     logits = np.roll(np.eye(100, dtype=np.float32), shift, axis=1)
-    page.save_outputs(copy, copy.last_step(), names, logits, examples)
-    text = report.make_report([copy.path]).read_text()
+    scores = score(logits, examples.labels, names)
+    test = Evaluation("vgg16", "digits", examples, names, logits, scores)
+    text = page.write_report([copy], [(8, test)]).read_text()
     assert "<script>" not in text
     assert "&lt;script&gt;$x" in text
 
@@ -170,7 +155,7 @@ def test_a_spike_does_not_flatten_the_curves():
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
     RunDirectory(tmp_path).write_config(TrainConfig(), {})
     with pytest.raises(UserError, match="has no checkpoint; train first"):
-        report.make_report([tmp_path])
+        make_report(tmp_path)
 
 
 def visit(path, profile):
