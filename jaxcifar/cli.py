@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from tqdm import tqdm
@@ -32,34 +33,31 @@ COMMANDS: dict[str, type[Options]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run ``jaxcifar COMMAND ...`` and exit.
+def main(*words: str) -> NoReturn:
+    """Run ``jaxcifar``, with these words and then the process's arguments, and exit.
 
     The exit code is 0, what the command returns, 2 after bad input, or 128 + N on signal N.
     """
     memory.share_arenas()
     os.environ["MPLBACKEND"] = "agg"  # figures are files, whatever the user's plots are
-    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    console.protect_streams(strict=name != "train")  # a run's results are in its directory, too
+    name, *rest = [*words, *sys.argv[1:]] or ["--help"]
+    console.protect_streams()
     console.catch_signals()
     logging.getLogger("jaxcifar").propagate = False  # other libraries have handlers of their own
     try:
         code = call(name, rest) or 0
-        sys.stdout.flush()
+        if name != "train":  # a run's results are in its directory, too
+            sys.stdout.flush()
     except BrokenPipeError:  # head -1 has what it wanted
         code = 0
     except (UserError, OSError) as error:
         prog = f"jaxcifar {name}" if name in COMMANDS else "jaxcifar"
-        print(f"{prog}: error: {one_line(str(error))}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"{prog}: error: {one_line(str(error))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as interrupt:
-        console.leave(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
-    sys.exit(code)
-
-
-def run(name: str) -> NoReturn:
-    """Run one command with this process's arguments, as ``python -m jaxcifar.NAME`` does."""
-    main([name, *sys.argv[1:]])
+        code = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    console.leave(code)
 
 
 def call(name: str, argv: Sequence[str]) -> int | None:
@@ -139,7 +137,8 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         warning = "Warning: " if record.levelno >= logging.WARNING else ""
-        tqdm.write(f"{warning}{one_line(record.getMessage())}", file=sys.stderr)
+        with suppress(OSError):  # nothing is lost but a line
+            tqdm.write(f"{warning}{one_line(record.getMessage())}", file=sys.stderr)
 
 
 HANDLER = _StderrHandler()

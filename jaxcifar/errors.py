@@ -46,9 +46,10 @@ def regular_file(path: Path, limit: int = MAX_BYTES) -> Path:
 def difference(first: Sequence[str], second: Sequence[str], name: str, other: str) -> str:
     """Describe how two lists of names differ; empty if they are equal, or look so."""
     first, second = ([normalize("NFC", text) for text in names] for names in (first, second))
-    parts = []
-    for names, others, where in ((first, second, name), (second, first, other)):
-        if only := [text for text in dict.fromkeys(names) if text not in others]:
-            parts.append(f"only in {where}: {first_few(only)}")
+    parts = [
+        f"only in {where}: {first_few(only)}"
+        for names, others, where in ((first, second, name), (second, first, other))
+        if (only := [text for text in dict.fromkeys(names) if text not in others])
+    ]
     order = "they are in another order" if first != second else ""
     return "; ".join(parts) or order

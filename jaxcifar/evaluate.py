@@ -3,7 +3,7 @@
 if __name__ == "__main__":  # python -m jaxcifar.evaluate
     from jaxcifar import cli
 
-    cli.run("evaluate")
+    cli.main("evaluate")
 
 import dataclasses
 import json

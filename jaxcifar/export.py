@@ -3,7 +3,7 @@
 if __name__ == "__main__":  # python -m jaxcifar.export
     from jaxcifar import cli
 
-    cli.run("export")
+    cli.main("export")
 
 from pathlib import Path
 

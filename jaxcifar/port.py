@@ -3,7 +3,7 @@
 if __name__ == "__main__":  # python -m jaxcifar.port
     from jaxcifar import cli
 
-    cli.run("port")
+    cli.main("port")
 
 import importlib.util
 import json

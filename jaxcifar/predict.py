@@ -3,7 +3,7 @@
 if __name__ == "__main__":  # python -m jaxcifar.predict
     from jaxcifar import cli
 
-    cli.run("predict")
+    cli.main("predict")
 
 import io
 import json

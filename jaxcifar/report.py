@@ -3,7 +3,7 @@
 if __name__ == "__main__":  # python -m jaxcifar.report
     from jaxcifar import cli
 
-    cli.run("report")
+    cli.main("report")
 
 import logging
 from pathlib import Path

@@ -3,7 +3,7 @@
 if __name__ == "__main__":  # python -m jaxcifar.train
     from jaxcifar import cli
 
-    cli.run("train")
+    cli.main("train")
 
 import logging
 import shlex

@@ -3,4 +3,4 @@
 from jaxcifar import cli
 
 if __name__ == "__main__":
-    cli.run("port")
+    cli.main("port")

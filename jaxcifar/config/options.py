@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 import sys
@@ -66,13 +65,9 @@ class Options:
                 object.__setattr__(self, field.name, value)
             for allowed in [] if value is None and field.default is None else ranges:
                 if not allowed.contains(value):
-                    self.reject(field.name, allowed.description)
-
-    def reject(self, name: str, expected: str) -> None:
-        """Raise the error about one field's value."""
-        value = getattr(self, name)
-        hint = did_you_mean(str(value).lower(), re.findall(r"[\w-]+", expected))
-        raise UserError(f"{flag(name)} must be {expected}, got {value!r}{hint}")
+                    expected = allowed.description
+                    hint = did_you_mean(str(value).lower(), re.findall(r"[\w-]+", expected))
+                    raise UserError(f"{flag(field.name)} must be {expected}, got {value!r}{hint}")
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> Self:
@@ -106,7 +101,7 @@ def command_line(options: Options, *prog: str) -> str:
         elif value != field.default:
             text = show(value)
             words += [f"{name}={text}"] if text.startswith("-") else [name, text]
-    return " ".join(map(_quote, words))
+    return shlex.join(words)
 
 
 def this_program() -> tuple[str, ...]:
@@ -114,14 +109,6 @@ def this_program() -> tuple[str, ...]:
     if Path(sys.argv[0]).stem == "jaxcifar":
         return (sys.argv[0],)
     return sys.executable, "-m", "jaxcifar"
-
-
-def _quote(word: str) -> str:
-    """Quote for a shell; what a terminal cannot show is escaped as bash and zsh have it."""
-    if word.isprintable():
-        return shlex.quote(word)
-    escaped = str(os.fsencode(word) + b'"')[2:-2]  # the quotation mark makes Python escape others
-    return f"$'{escaped}'"
 
 
 def show(value: object) -> str:

@@ -44,8 +44,7 @@ def folder_path(dataset: str) -> Path:
 
 def _is_address(text: str) -> bool:
     host, _, port = text.rpartition(":")
-    valid = host and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536
-    return text == "auto" or bool(valid)
+    return text == "auto" or (host != "" and port in map(str, range(1, 2**16)))
 
 
 # The user's own code and folder need not exist.
@@ -157,10 +156,10 @@ class TrainConfig(Options):
         if self.ema and self.init_from is None:
             raise UserError("--ema selects among the weights of --init-from: pass that, too")
         by_hand = self.coordinator not in (None, "auto")
-        if {number is not None for number in (self.num_processes, self.process_id)} != {by_hand}:
-            raise UserError("--coordinator HOST:PORT needs --num-processes and --process-id")
-        if by_hand and self.process_id not in range(self.num_processes or 0):
-            self.reject("process_id", f"from 0 to --num-processes {self.num_processes} less one")
+        ids = range(self.num_processes or 0) if by_hand else [None]
+        if by_hand == (self.num_processes is None) or self.process_id not in ids:
+            needs = "--num-processes N and --process-id, from 0 to N - 1"
+            raise UserError(f"--coordinator HOST:PORT needs {needs}")
         if (self.resume or self.coordinator) and self.workdir is None:
             raise UserError("--resume and --coordinator need --workdir, the directory of the run")
 

@@ -3,6 +3,7 @@
 import io
 import sys
 from collections import deque
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -50,7 +51,7 @@ class Progress:
         """Print a line of results to stdout; with a pace, say on stderr how far the run is."""
         bar, elapsed = self._bar, self._bar.format_dict["elapsed"]
         if not self._silent:
-            with tqdm.external_write_mode():
+            with tqdm.external_write_mode(), suppress(OSError):  # metrics.jsonl has it, too
                 print(line, flush=True)
         if note:
             bar.set_postfix_str(note, refresh=False)
@@ -59,7 +60,8 @@ class Progress:
             slowness = (elapsed - seconds) / (bar.n - images)  # includes validations
             left = tqdm.format_interval(slowness * (self._total - bar.n))
             counts = f"{bar.n}/{self._total} images, {pace:.0f} images/s"
-            print(f"  {counts}, {left} left, {note}", file=sys.stderr)
+            with suppress(OSError):
+                print(f"  {counts}, {left} left, {note}", file=sys.stderr)
         self._results.append((bar.n, elapsed))
 
     def close(self) -> None:

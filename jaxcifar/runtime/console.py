@@ -10,51 +10,26 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 
-def protect_streams(*, strict: bool) -> None:
-    """Keep failed prints from ending a command; if ``strict``, the first to stdout is raised."""
+def protect_streams() -> None:
+    """Keep closed streams, and characters that a stream cannot show, from ending a command."""
     while os.open(os.devnull, os.O_RDWR) <= 2:  # or the next file opened would be stdout
         pass
-    if sys.stdout is sys.__stdout__:  # else a notebook's or a test's
-        sys.stdout = forgiving(sys.stdout, strict=strict)
-    if sys.stderr is sys.__stderr__:
-        sys.stderr = forgiving(sys.stderr)
-
-
-def forgiving(stream: TextIO | None, *, strict: bool = False) -> TextIO:
-    """Return a stream to the same file that replaces what its encoding lacks, and never fails."""
-    stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    buffer = io.BufferedWriter(_Forgiving(stream, strict))  # type: ignore[type-var]
-    return io.TextIOWrapper(buffer, stream.encoding, errors="replace", line_buffering=True)
-
-
-class _Forgiving(io.RawIOBase):
-    def __init__(self, stream: TextIO, strict: bool) -> None:
-        self._stream, self._strict = stream, strict  # which closes its file when it is forgotten
-        self.fileno, self.isatty = stream.fileno, stream.isatty  # type: ignore[method-assign]
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        raw = getattr(self._stream.buffer, "raw", self._stream.buffer)
-        try:
-            return raw.write(data) or len(data)
-        except OSError as error:
-            if self._strict:
-                self._strict = False
-                raise OSError(error.errno, error.strerror, "stdout") from error
-            return len(data)
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):  # else a notebook's
+            stream.reconfigure(errors="replace", line_buffering=True)
 
 
 def stop_signals() -> list[int]:
     """Return the signals that stop a command; SIGHUP, which Windows lacks, unless of ``nohup``."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers: list[int] = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
-    return [int(number) for number in numbers]
+    return numbers
 
 
 def catch_signals() -> None:
@@ -111,7 +86,7 @@ def signals() -> Iterator[list[int]]:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process; where XLA's threads still compile, a plain exit crashes."""
+    """End this process; a plain exit crashes where XLA compiles, and fails where stdout is full."""
     with suppress(BaseException):  # another signal
         atexit._run_exitfuncs()
         sys.stdout.flush()

@@ -46,7 +46,7 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
     if step and reports and "train" not in reported:
         _report(run, outputs, step, totals, None)
     if step and ends_epoch and "val" not in reported:
-        _report_validation(run, outputs, step, _validate(run, state))
+        _report_val(run, outputs, step, _validate(run, state))
     with console.signals() as signals:
         while step < run.total_steps:
             epoch, done = divmod(step, run.steps_per_epoch)
@@ -87,7 +87,7 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
                     outputs.checkpoints.save(state, totals, accuracy)
                 if reports:
                     _report(run, outputs, step, totals, pace)
-                _report_validation(run, outputs, step, validation)
+                _report_val(run, outputs, step, validation)
             if stops:
                 outputs.checkpoints.finish()
                 message = "Stopped after step %d of %d; continue with: %s"
@@ -104,9 +104,7 @@ def _due(run: Run, step: int) -> tuple[bool, bool, bool]:
     return ends_epoch, reports, ends_epoch or bool(every and step % every == 0)
 
 
-def _report(
-    run: Run, outputs: Outputs, step: int, totals: Metrics, images_per_second: float | None
-) -> None:
+def _report(run: Run, outputs: Outputs, step: int, totals: Metrics, pace: float | None) -> None:
     """Print and log the epoch's means after ``step`` updates."""
     epoch, done = divmod(step - 1, run.steps_per_epoch)
     loss, accuracy = totals.means()
@@ -114,10 +112,10 @@ def _report(
     line = f"Epoch [{epoch + 1}/{run.config.epochs}], Step [{done + 1}/{run.steps_per_epoch}]"
     line += f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else "")
     note = f"training accuracy {100 * accuracy:.2f} %"
-    outputs.progress.result(line, note, images_per_second)
+    outputs.progress.result(line, note, pace)
     values = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "skipped": skipped or None}
-    values |= {"learning_rate": float(run.schedule(step - 1))}
-    outputs.metrics.write(step, "train", **values, images_per_second=images_per_second)
+    rate = float(run.schedule(step - 1))
+    outputs.metrics.write(step, "train", **values, learning_rate=rate, images_per_second=pace)
 
 
 def _validate(run: Run, state: TrainState) -> dict[str, float] | None:
@@ -130,9 +128,7 @@ def _validate(run: Run, state: TrainState) -> dict[str, float] | None:
     return {"images": len(labels), "loss": loss, "accuracy": accuracy}
 
 
-def _report_validation(
-    run: Run, outputs: Outputs, step: int, scores: dict[str, float] | None
-) -> None:
+def _report_val(run: Run, outputs: Outputs, step: int, scores: dict[str, float] | None) -> None:
     if scores is not None:
         images = f"{scores['images']} validation"
         outputs.progress.result(ACCURACY.format(images, 100 * scores["accuracy"]))

@@ -115,10 +115,9 @@ def keep_programs() -> None:
 
 def cpu_info(*names: str) -> str:
     """Return what Linux says of the processor under the first of these names; empty if nothing."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith(names):
-                return line.partition(":")[2].strip()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith(names))
     return ""
 
 

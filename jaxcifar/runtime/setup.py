@@ -64,10 +64,8 @@ def prepare(config: TrainConfig, directory: RunDirectory) -> tuple[Run, state.Tr
         log.info("%s has no checkpoint yet: the run starts from the beginning", directory.path)
     if config.init_from is not None and not resumes:
         initial = weights.load(config.init_from, model=config.model, ema=config.ema, optimizer=True)
-    last = initial.learning_rate if initial else None
-    if config.learning_rate is None and last == 0:
-        raise UserError(f"{config.init_from} stopped at a learning rate of 0: pass --learning-rate")
-    rate = config.learning_rate or saved.get("learning_rate") or last or 1e-3
+    of_torch = initial and initial.learning_rate
+    rate = config.learning_rate or saved.get("learning_rate") or of_torch or 1e-3
     config = dataclasses.replace(config, learning_rate=rate)
     dataset = data.load(config.dataset, config.data_dir)
     train, val = data.hold_out(dataset.train, config.val_fraction)

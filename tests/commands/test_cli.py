@@ -35,12 +35,14 @@ fuzz = settings(
 def run(monkeypatch, tmp_path, capsys):
     """Run a command in an empty folder; return its exit code, stdout and stderr."""
     monkeypatch.setattr(cli.console, "catch_signals", lambda: None)
+    monkeypatch.setattr(cli.console, "leave", sys.exit)
     monkeypatch.setattr(logging.getLogger("jaxcifar"), "propagate", True)  # restored after a test
+    monkeypatch.setattr(sys, "argv", sys.argv[:1])
     monkeypatch.chdir(tmp_path)
 
     def run(*argv):
         with pytest.raises(SystemExit) as end:
-            cli.main(argv)
+            cli.main(*argv)
         return end.value.code, *capsys.readouterr()
 
     return run

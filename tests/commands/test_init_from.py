@@ -89,15 +89,12 @@ def prepare(workdir, **changes):
 
 def test_the_learning_rate_is_torchs_unless_given(run, tmp_path, monkeypatch):
     loaded = weights.load(run.workdir, model=TINY)
-    for given, of_torch, expected in ((None, None, 1e-3), (None, 3e-4, 3e-4), (1e-5, 3e-4, 1e-5)):
+    rates = (None, None, 1e-3), (None, 3e-4, 3e-4), (None, 0.0, 1e-3), (1e-5, 3e-4, 1e-5)
+    for given, of_torch, expected in rates:
         initial = loaded._replace(learning_rate=of_torch)
         monkeypatch.setattr(weights, "load", lambda *_, initial=initial, **__: initial)
         prepared = prepare(tmp_path, learning_rate=given, init_from="a")
         assert prepared.config.learning_rate == expected
-    stopped = loaded._replace(learning_rate=0.0)
-    monkeypatch.setattr(weights, "load", lambda *_, **__: stopped)
-    with pytest.raises(UserError, match="a learning rate of 0: pass --learning-rate"):
-        prepare(tmp_path, learning_rate=None, init_from="a")
 
 
 def test_weights_that_do_not_fit_are_refused(checkpoint, tmp_path):

@@ -1,6 +1,7 @@
 """The streams and signals of a command, in processes of their own that load nothing heavy."""
 
-import errno
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,28 +23,51 @@ except KeyboardInterrupt as interrupt:
 """
 
 
-@pytest.mark.parametrize("closed", ["", ">&-", "2>&-", "<&- >&- 2>&-", "> /dev/full 2> /dev/full"])
-def test_streams_that_are_closed_or_full_end_nothing(closed, tmp_path):
-    code = (
-        "import sys; from jaxcifar.runtime import console\nconsole.protect_streams(strict=False)\n"
+COMMAND = """
+import logging, sys, types
+from jaxcifar import cli
+from jaxcifar.reporting.progress import Progress
+
+def main(config):
+    progress = Progress(4, 0)
+    with open("file", "w") as file:
+        assert file.fileno() > 2
+        for _ in range(2):
+            progress.advance(2, "epoch 1/1")
+            progress.result("é", "sure", progress.pace())
+        logging.getLogger("jaxcifar").warning("x")
+        file.write("done")
+
+module = sys.modules[f"jaxcifar.{sys.argv[1]}"] = types.ModuleType("command")
+module.main = lambda config: print("lost") if hasattr(config, "json") else main(config)
+cli.main()
+"""
+
+
+def run(*words, redirected, cwd):
+    command = shlex.join([sys.executable, "-c", COMMAND, *words]) + f" {redirected}"
+    environment = {
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONPATH": ":".join(map(os.path.abspath, sys.path)),
+    }
+    return subprocess.run(
+        ["sh", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True
     )
-    code += f"file = open({str(tmp_path / 'file')!r}, 'w'); assert file.fileno() > 2; print('é')\n"
-    code += "print('x', file=sys.stderr, flush=True); file.write('done')"
-    command = f'{sys.executable} -c "$CODE" {closed}'
-    environment = {"CODE": code, "PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("closed", ["", ">&-", "2>&-", "<&- >&- 2>&-", "> /dev/full 2> /dev/full"])
+def test_streams_that_are_closed_or_full_do_not_end_a_run(closed, tmp_path):
+    done = run("train", redirected=closed, cwd=tmp_path)
     assert (tmp_path / "file").read_text() == "done"
-    assert (done.returncode, done.stdout) in ((0, "?\n"), (0, ""))
-    assert done.stderr in ("x\n", "")
+    assert (done.returncode, done.stdout) in ((0, "?\n?\n"), (0, ""))
+    assert done.stderr == "" or done.stderr.endswith(" left, sure\nWarning: x\n")
 
 
-def test_the_first_failure_of_a_strict_stream_is_raised():
-    with open("/dev/full", "w") as full:
-        stream = console.forgiving(full, strict=True)
-        with pytest.raises(OSError, match="'stdout'") as failure:
-            print("lost", file=stream)
-        assert failure.value.errno == errno.ENOSPC
-        print("lost, too", file=stream, flush=True)
+def test_a_full_stdout_ends_another_command_in_a_line(tmp_path):
+    words = "evaluate", "--checkpoint", "x"
+    done = run(*words, redirected="> /dev/full", cwd=tmp_path)
+    message = "jaxcifar evaluate: error: [Errno 28] No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, message)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])

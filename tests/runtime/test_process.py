@@ -119,7 +119,7 @@ import jaxcifar
 for module in pkgutil.walk_packages(jaxcifar.__path__, "jaxcifar."):
     if not module.name.endswith("__main__"):
         import_module(module.name)
-jaxcifar.cli.main(sys.argv[1:])
+jaxcifar.cli.main()
 """
 
 
