@@ -7,7 +7,7 @@ if __name__ == "__main__":  # python -m jaxcifar.train
 
 import logging
 import shlex
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +63,8 @@ def train_and_evaluate(config: TrainConfig) -> History:
         if tested and start == run.total_steps:
             log.info("%s is finished; continue with more --epochs or --limit-steps", directory.path)
             if not silent:
-                print(loop.ACCURACY.format("test", 100 * tested[0]))
+                with suppress(OSError):
+                    print(loop.ACCURACY.format("test", 100 * tested[0]))
             return History(directory.path, records, tested[0], state)
         checkpoints = Checkpoints(directory.checkpoints_dir, run.metadata, keep=config.keep)
         stack.enter_context(checkpoints)
