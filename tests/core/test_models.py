@@ -7,6 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from scipy.stats import kstest, norm, uniform
 
+from jaxcifar.core import models
 from jaxcifar.core.models import MODELS, abstract_variables, create_model
 from jaxcifar.core.state import create_state, make_optimizer
 from jaxcifar.layers import BatchNorm, Dropout
@@ -29,12 +30,15 @@ def test_counts_equal_the_state_dicts(name, parameters, statistics, entries):
 
 
 def assert_drawn(distribution, values, scale):
-    values = np.ravel(values) / scale
+    values = np.ravel(values)[:100_000] / scale
     assert kstest(values, distribution.cdf).pvalue > 1e-6  # as rare as five deviations
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_initializers(name):
+@pytest.mark.parametrize("name", ["vgg16_bn", "resnet50_layer4"])
+def test_initializers(name, monkeypatch):
+    # Layers of a kind have one initializer, and compiling those of all layers takes long.
+    monkeypatch.setattr(models, "VGG16_FEATURES", (64, 512, *[models.POOL] * 5))
+    monkeypatch.setattr(models, "RESNET_BLOCKS", {"layer2": ((64, 256, 2),)})
     state = create_state(jax.random.key(0), create_model(name), make_optimizer(1e-3))
     params = flatten_dict(state.params, sep="/")
     for path, leaf in params.items():

@@ -1,13 +1,10 @@
 """Checkpoints that are corrupt, cut off or cannot be written."""
 
-import contextlib
-import json
+import re
 import shutil
-import subprocess
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -19,9 +16,8 @@ import pytest
 from jaxcifar import TrainState, UserError
 from jaxcifar.core import sharding
 from jaxcifar.core.steps import Metrics
-from jaxcifar.files import checkpoints, weights
+from jaxcifar.files import checkpoints
 from jaxcifar.files.checkpoints import DIGEST, Checkpoints
-from jaxcifar.files.run import RunDirectory
 from tests.data.cifar_files import flip_a_bit, truncate
 
 
@@ -62,7 +58,13 @@ def largest(path):
     return max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
+def replace_digest(path):
+    path /= "_CHECKPOINT_METADATA"
+    path.write_text(re.sub(f'("{DIGEST}": *)"[0-9a-f]+"', r'\1"0"', path.read_text()))
+
+
 DAMAGE = {
+    "digest": replace_digest,
     "truncated": lambda path: truncate(largest(path)),
     "flipped bit": lambda path: flip_a_bit(largest(path)),
     "missing file": lambda path: largest(path).unlink(),
@@ -100,16 +102,6 @@ def test_without_an_intact_checkpoint_the_error_names_all(tmp_path):
     assert kept(tmp_path) == {1, 2}  # nothing is lost
 
 
-def test_weights_of_a_corrupt_checkpoint_are_refused(tmp_path):
-    save(tmp_path, 1, metadata={"model": "vgg16", "class_names": ["a", "b"]})
-    path = tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA"
-    metadata = json.loads(path.read_text())
-    metadata["custom_metadata"][DIGEST] = "0" * 64
-    path.write_text(json.dumps(metadata))
-    with pytest.raises(UserError, match="values do not have the digest"):
-        weights.load(tmp_path)
-
-
 def test_the_best_checkpoint_outlives_the_last_ones(tmp_path):
     save(tmp_path, 1, 2, 3, 4, 5, keep=2, accuracies={1: 0.2, 2: 0.9, 3: 0.5, 5: 0.1})
     assert kept(tmp_path) == {2, 4, 5}
@@ -136,28 +128,6 @@ def test_a_save_is_not_disturbed_by_the_next_step(tmp_path):
         shutil.rmtree(tmp_path / "checkpoints" / str(number))
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB, where the user may mount one."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
-
-
-def test_a_directory_that_cannot_be_written_to_is_reported(small_disk):
-    save(small_disk, 1)
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    file = small_disk.parent / "file"
-    file.write_text("")
-    for path in (small_disk, small_disk / "new", file, Path("/proc/run")):
-        run = RunDirectory(path)
-        with pytest.raises(UserError, match=r"cannot be written to \(.*\): free"), run.locked():
-            pass
-    assert kept(small_disk) == {1}
-
-
 def test_the_last_checkpoint_is_that_of_the_step_and_not_of_the_clock(tmp_path, monkeypatch):
     for step in range(1, 5):
         with monkeypatch.context() as patch:
@@ -167,20 +137,3 @@ def test_the_last_checkpoint_is_that_of_the_step_and_not_of_the_clock(tmp_path, 
             save(tmp_path, step, keep=2)
     assert kept(tmp_path) == {3, 4}
     assert restore(tmp_path).step == 4
-
-
-# The threads of Orbax that fail leave futures behind that nobody asks.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_full_disk_loses_no_checkpoint(small_disk):
-    save(small_disk, 1)
-    filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(1000))
-    with pytest.raises(UserError, match=r"cannot be written to.* checkpoints are intact; free"):
-        save(small_disk, 2)
-    filler.unlink()
-    assert restore(small_disk).step == 1
-    save(small_disk, 2)
-    assert restore(small_disk).step == 2
