@@ -101,7 +101,7 @@ def run(layer, train, variables, x):
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch copies its input
 @pytest.mark.parametrize("name", ARGUMENTS)
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(data=st.data())
 @jax.enable_x64(True)
 def test_a_layer_equals_torch(name, data):
