@@ -25,6 +25,7 @@ from jaxcifar.porting import compare  # noqa: E402
 from tests.porting import torch_reference  # noqa: E402
 
 BATCH, STEPS, DECAY_STEPS = 8, 20, 10
+IMAGES = 16  # as in ``jaxcifar port``, whose tests then find a compiled program
 LEARNING_RATE = 1e-5  # docs/from_pytorch.md says why not 1e-3
 OPTIMIZER = make_optimizer(make_schedule(LEARNING_RATE, decay_rate=1 / 3, decay_steps=DECAY_STEPS))
 KEY = jax.random.key(7)
@@ -87,13 +88,9 @@ def worst(tree, expected):
     return max(differences)
 
 
-def assert_gradients_equal(module, state, batch, dtype, *, loss_bound, bound):
-    """The loss, gradients and new statistics of one training batch are ours and torch's."""
-    loss = torch_loss(module, batch, dtype)
-    loss.backward()
+def assert_first_step_equals(module, state, *, bound):
+    """The gradients and new statistics of one training batch are ours and torch's."""
     expected = {n: p.grad for n, p in module.named_parameters()} | dict(module.named_buffers())
-    state, metrics = train_step(state, batch, KEY)
-    assert float(metrics.loss_sum) / BATCH == pytest.approx(loss.item(), rel=loss_bound)
     # After the first step Adam's moment is a tenth of the gradient.
     grads = jax.tree.map(lambda mu: np.asarray(mu) * 10, state.opt_state[0].mu)
     ours = {"params": grads, "batch_stats": state.batch_stats}
@@ -105,7 +102,7 @@ def test_float32_outputs_equal_torch(name, rng):
     """Every layer and block within 1e-4 of its largest value, the logits within 2e-5."""
     module, state = pair(name, torch.float32)
     loaded = Weights(name, 10, variables(state))
-    images = rng.standard_normal((BATCH, 32, 32, 3), np.float32)
+    images = rng.standard_normal((IMAGES, 32, 32, 3), np.float32)
     rows, _ = compare.compare(loaded, module.eval(), images)
     assert {row.name for row in rows} > {key.rpartition(".")[0] for key in module.state_dict()}
     assert all(row.relative <= 1e-4 and np.isfinite(row.largest) for row in rows)
@@ -159,14 +156,11 @@ def test_float32_gradients_equal_torch(name, rng):
             *path, index = layer_name.split(".")
             before = channels_first(outputs[(*path, str(int(index) - 1), "__call__")][0])
             setattr(module.get_submodule(".".join(path)), index, SameSide(layer, before))
-    assert_gradients_equal(module, state, batch, np.float32, loss_bound=1e-5, bound=1e-4)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_float64_gradients_and_statistics_equal_torch(name, rng):
-    with jax.enable_x64(True):
-        options = {"loss_bound": 1e-12, "bound": 1e-11}
-        assert_gradients_equal(*pair(name, torch.float64), draw(rng), np.float64, **options)
+    loss = torch_loss(module, batch, np.float32)
+    loss.backward()
+    state, metrics = train_step(state, batch, KEY)
+    assert float(metrics.loss_sum) / BATCH == pytest.approx(loss.item(), rel=1e-5)
+    assert_first_step_equals(module, state, bound=1e-4)
 
 
 class Masked(torch.nn.Module):
@@ -193,19 +187,18 @@ def dropout_masks(state):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "dropout"),
-    [("vgg16", 0.0), ("vgg16", 0.5), ("vgg16_bn", 0.0), ("resnet50_layer4", 0.0)],
+    ("name", "dropout"), [("vgg16", 0.5), ("vgg16_bn", 0.0), ("resnet50_layer4", 0.0)]
 )
 @jax.enable_x64(True)
 def test_twenty_float64_training_steps_equal_torch(name, dropout, rng):
-    """The proof: losses within 1e-10, all that training leaves within 1e-9."""
+    """The proof: one step within 1e-11; losses within 1e-10, all that training leaves in 1e-9."""
     module, state = pair(name, torch.float64, dropout=dropout)
     before = jax.tree.map(np.array, state.params)
     if dropout:
         module.classifier[0], module.classifier[4] = Masked(), Masked()
     adam = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE)
     decay = torch.optim.lr_scheduler.StepLR(adam, DECAY_STEPS, gamma=1 / 3)
-    for _ in range(STEPS):
+    for step in range(STEPS):
         batch = draw(rng)
         for index, mask in dropout_masks(state).items() if dropout else ():
             module.classifier[index].mask = torch.tensor(np.asarray(mask))
@@ -215,7 +208,10 @@ def test_twenty_float64_training_steps_equal_torch(name, dropout, rng):
         adam.step()
         decay.step()
         state, metrics = train_step(state, batch, KEY)
-        assert float(metrics.loss_sum) / BATCH == pytest.approx(loss.item(), rel=1e-10)
+        bound = 1e-10 if step else 1e-12
+        assert float(metrics.loss_sum) / BATCH == pytest.approx(loss.item(), rel=bound)
+        if step == 0:
+            assert_first_step_equals(module, state, bound=1e-11)
 
     ours = state.opt_state[0]
     assert ours.count == STEPS
@@ -224,7 +220,7 @@ def test_twenty_float64_training_steps_equal_torch(name, dropout, rng):
     assert worst(variables(state), expected) <= (1e-9,)
     assert worst({"mu": ours.mu, "nu": ours.nu}, {"mu": mu, "nu": nu}) <= (1e-9,)
     moved, _ = worst(jax.tree.map(np.asarray, state.params), before)
-    assert moved > 1e-4  # the steps did something
+    assert moved > 1e-5  # the steps did something
 
 
 @jax.enable_x64(True)
