@@ -1,7 +1,7 @@
 """Make the tables and the pictures of ``docs/results.md`` from the runs in this directory.
 
-``python docs/results/make.py RUN...`` first copies the records of runs here; those without a test
-accuracy go to ``beside-torch/``, with which the first epochs of all are compared.
+``python docs/results/make.py RUN...`` first copies the records of runs here; those of few epochs go
+to ``beside-torch/``, with which the first epochs of all are compared.
 """
 
 import json
@@ -56,8 +56,8 @@ def row(run: RunDirectory) -> str:
 def copy(source: Path) -> None:
     """Copy the records of a run, without what is a matter of one machine."""
     run = RunDirectory(source)
-    tested = any(record["split"] == "test" for record in run.read_metrics())
-    folder = (HERE if tested else BESIDE_TORCH) / source.name
+    epochs = max(record.get("epoch", 0) for record in run.read_metrics())
+    folder = (HERE if epochs > EPOCHS else BESIDE_TORCH) / source.name
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / METRICS_FILE, folder / METRICS_FILE)
     RunDirectory(folder).write_config(run.read_config().recipe(), run.read_environment())

@@ -11,7 +11,7 @@ from jaxcifar.errors import UserError
 from jaxcifar.files import atomic
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.reporting import figures
-from jaxcifar.reporting.scores import Evaluation
+from jaxcifar.reporting.scores import Evaluation, confusions
 
 
 def write_report(
@@ -43,6 +43,7 @@ def write_report(
                 "name": name,
                 "step": step,
                 "scores": scores,
+                "confusions": confusions(scores),
                 "confusion": figures.save(path, figures.confusion, scores.confusion, classes),
                 "mistakes": figures.save(worst, figures.mistakes, *shown),
                 "command": command_line(config.recipe(), "jaxcifar", "train"),

@@ -93,6 +93,16 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
     )
 
 
+def confusions(scores: Scores, limit: int = 10) -> list[tuple[Any, ...]]:
+    """Return the most frequent mistakes: label, prediction, images, their share of the label's."""
+    counts, names = np.array(scores.confusion), [row.name for row in scores.classes]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    np.fill_diagonal(counts, 0)
+    largest = np.argsort(-counts, axis=None, kind="stable")[:limit]
+    pairs = np.transpose(np.unravel_index(largest, counts.shape)).tolist()
+    return [(names[i], names[j], counts[i, j], shares[i, j]) for i, j in pairs if counts[i, j]]
+
+
 def table(scores: Scores) -> str:
     """Return the scores of each class as lines of text."""
     width = max(len("class"), *(len(row.name) for row in scores.classes))

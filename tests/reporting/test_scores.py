@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcifar.reporting.scores import score, table
+from jaxcifar.reporting.scores import confusions, score, table
 
 NAMES = tuple("abcdef")
 
@@ -26,6 +26,8 @@ def test_a_small_case_by_hand():
     assert scores.calibration_error == pytest.approx(gap, rel=1e-5)
     assert scores.accuracy_interval == pytest.approx((0.2999933, 0.9032286))  # Wilson's formula
     assert scores.confusion[0] == [2, 1, 0, 0, 0, 0]
+    assert confusions(scores) == [("a", "b", 1, 1 / 3), ("b", "c", 1, 0.5)]
+    assert confusions(scores, 1) == [("a", "b", 1, 1 / 3)]
     rows = [line.split() for line in table(scores).splitlines()]
     assert rows[1] == ["a", "1.000", "0.667", "0.800", "3"]
     assert rows[6] == ["f", "0.000", "0.000", "0.000", "0"]
