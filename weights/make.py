@@ -10,12 +10,13 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pooch
 
 from jaxcifar import data, logits
 from jaxcifar.config.options import command_line
 from jaxcifar.core.augment import MEAN, STD
 from jaxcifar.files import torch_files, weights
-from jaxcifar.files.digest import digest, sha256
+from jaxcifar.files.checkpoints import digest
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.reporting.scores import score
 
@@ -64,7 +65,7 @@ def main() -> None:
         texts[f"{name}_images"] = str(scores.images)
     torch_files.write_safetensors(output, tensors, texts)
     print(json.dumps(texts, indent=2))
-    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, sha256 {sha256(output)}")
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, sha256 {pooch.file_hash(output)}")
 
 
 if __name__ == "__main__":

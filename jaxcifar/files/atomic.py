@@ -15,17 +15,16 @@ REFUSALS |= {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 ADVICE = "free some space, or choose another folder"
 
 
-def check_output(path: Path, *, source: Path, force: bool, checkpoint: bool = False) -> None:
-    """Refuse a bad output; ``force`` replaces a file, and with ``checkpoint`` a checkpoint."""
+def check_output(path: Path, *, source: Path, force: bool) -> None:
+    """Refuse a bad output; ``force`` replaces a file or a checkpoint."""
     if not path.absolute().parent.is_dir():
         raise UserError(f"there is no folder {path.absolute().parent}: create it first")
     if source.exists() and source.resolve().is_relative_to(path.resolve()):
         raise UserError(f"{path} is the input itself, or contains it: choose another name")
-    is_checkpoint = checkpoint and (path / "_CHECKPOINT_METADATA").exists()
-    replaceable = (path.is_file() or is_checkpoint) and not path.is_symlink()
-    if os.path.lexists(path) and not (force and replaceable):
-        what = "it" if replaceable else "files or checkpoints only"
-        raise UserError(f"{path} exists already: choose another name, or --force to replace {what}")
+    replaceable = path.is_file() or (path / "_CHECKPOINT_METADATA").exists()
+    if os.path.lexists(path) and not (force and replaceable and not path.is_symlink()):
+        advice = "choose another name, or --force to replace a file or checkpoint"
+        raise UserError(f"{path} exists already: {advice}")
 
 
 @contextmanager
@@ -34,7 +33,8 @@ def explained(path: Path, kind: type[Exception] = OSError, advice: str = ADVICE)
     try:
         yield
     except kind as error:
-        if kind is OSError and getattr(error, "errno", None) not in REFUSALS:
+        refused = kind is Exception or getattr(error, "errno", None) in REFUSALS
+        if isinstance(error, UserError) or not refused:
             raise
         reason = getattr(error, "strerror", None) or f"{error!s:.120}"
         raise UserError(f"{path} cannot be written to ({reason}): {advice}") from error
@@ -42,10 +42,10 @@ def explained(path: Path, kind: type[Exception] = OSError, advice: str = ADVICE)
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yield a temporary path with the target's suffix; it replaces the target on success."""
+    """Yield a temporary path with the target's name; it replaces the target on success."""
     prefix = f".{target.name}."
     with explained(target), tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as name:
-        new, old = Path(name) / f"new{target.suffix}", Path(name) / "old"
+        new, old = Path(name) / target.name, Path(name) / f"{target.name}.old"
         yield new
         if os.path.lexists(target) and (target.is_dir() or new.is_dir()):
             target.rename(old)  # only files can be replaced in one step

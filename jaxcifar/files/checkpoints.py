@@ -1,9 +1,9 @@
 """The checkpoints of a run, with Orbax: the state, the epoch's running sums, the options."""
 
 import dataclasses
+import hashlib
 import json
 import logging
-import math
 import re
 import shutil
 import sys
@@ -16,7 +16,9 @@ from typing import Any
 
 import jax
 import numpy as np
+import tensorstore
 from jax.experimental import multihost_utils
+from jax.tree_util import keystr, tree_leaves_with_path
 from orbax.checkpoint import v1 as ocp
 
 from jaxcifar.config.train import TrainConfig
@@ -24,7 +26,6 @@ from jaxcifar.core.state import TrainState
 from jaxcifar.core.steps import Metrics
 from jaxcifar.errors import UserError, one_line, regular_file
 from jaxcifar.files.atomic import explained
-from jaxcifar.files.digest import digest
 
 log = logging.getLogger(__name__)
 VAL_ACCURACY = "val_accuracy"
@@ -82,12 +83,10 @@ def restore(directory: Path, state: TrainState, totals: Metrics) -> tuple[TrainS
     for step in steps(directory):
         folder = directory.absolute() / str(step)
         try:
-            info = read_info(folder)  # of each, because Orbax reads it, too
             if tree is None:
-                loaded = ocp.load(folder, _tree(state, totals))
-                if digest(loaded) != info[DIGEST]:
-                    raise ValueError("its values are not those that were saved")
-                tree = loaded
+                tree, _ = read(folder, _tree(state, totals))
+            else:
+                read_info(folder)  # because Orbax reads it, too
         except Exception as error:  # whatever Orbax raises on bad bytes or shapes
             corrupt[step] = one_line(str(error))[:120]
     if tree is None:
@@ -107,15 +106,34 @@ def restore(directory: Path, state: TrainState, totals: Metrics) -> tuple[TrainS
     return state.replace(**tree), totals
 
 
+def read(folder: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
+    """Return values, in numpy or ``like`` others, and metadata; raises if anything is damaged."""
+    info = read_info(folder)
+    for manifest in folder.glob("*/manifest.ocdbt"):  # Orbax reports each bad read with noise
+        store = tensorstore.KvStore.open(f"{manifest.parent.as_uri()}/|ocdbt:").result()
+        if not all(store.read(key).result().value for key in store.list().result()):
+            raise ValueError("a file is missing")
+    tree = ocp.load(folder, like)
+    if digest(tree) != info[DIGEST]:
+        raise ValueError("its values do not have the digest of its metadata")
+    return tree, info
+
+
+def digest(tree: Any) -> str:
+    """Return the SHA-256 of the paths, dtypes, shapes and bytes of a tree's leaves."""
+    total = hashlib.sha256()
+    leaves = {keystr(p, simple=True, separator="/"): x for p, x in tree_leaves_with_path(tree)}
+    for name, leaf in sorted(leaves.items()):  # so that a dataclass is as its dict
+        array = np.asarray(leaf)
+        total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
 def steps(directory: str | Path) -> list[int]:
     """Return the steps of the checkpoints in a directory, the newest first."""
     names = [path.name for path in Path(directory).glob("*") if path.is_dir()]
     return sorted((int(n) for n in names if re.fullmatch("0|[1-9][0-9]*", n)), reverse=True)
-
-
-def last_step(directory: str | Path) -> int | None:
-    """Return the step of the newest checkpoint in a directory of checkpoints."""
-    return next(iter(steps(directory)), None)
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -127,11 +145,9 @@ def read_info(folder: Path) -> dict[str, Any]:
         info = {**json.loads((folder / METADATA_FILE).read_text("utf-8"))["custom_metadata"]}
         options = {field.name for field in dataclasses.fields(TrainConfig)}
         TrainConfig(**{name: value for name, value in info.items() if name in options})
+        TrainConfig(learning_rate=info.get("learning_rate_of_torch") or None)
         np.dtype([(key, name) for key, name in info.get("torch_dtypes", {}).items() if name])
-        texts = [info[DIGEST], *(info.get("class_names") or ())]
-        rate = info.get("learning_rate_of_torch") or 0
-        if not all(isinstance(text, str) for text in texts) or not 0 <= rate < math.inf:
-            raise ValueError("impossible values")
+        "".join([info[DIGEST], *(info.get("class_names") or ())])  # raises if one is no text
     except Exception as error:  # it can be anything
         raise ValueError(f"its metadata cannot be read: {error!r:.80}") from error
     return info

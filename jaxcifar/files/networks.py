@@ -40,10 +40,7 @@ def _create(name: str, *, dtype: str, **options: Any) -> nn.Module:
 
 
 def call(name: str, flag: str, options: dict[str, Any]) -> Any:
-    """Return what the user's callable gives, called with those of the options that it takes.
-
-    ``name`` is ``FILE.py:NAME`` or ``package.module:NAME``.
-    """
+    """Return what ``FILE.py:NAME`` or ``package.module:NAME`` gives for the options it takes."""
     source, _, attribute = _absolute(name).rpartition(":")
     try:
         if not source or not attribute:

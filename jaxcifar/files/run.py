@@ -16,10 +16,10 @@ import filelock
 from etils import epy
 
 from jaxcifar.config.options import is_count, parse_saved
-from jaxcifar.config.train import CONFIG_FILE, FOLDER_PREFIX, TrainConfig, folder_path
+from jaxcifar.config.train import CONFIG_FILE, FOLDER_PREFIX, TrainConfig
 from jaxcifar.errors import UserError, one_line, regular_file
 from jaxcifar.files import atomic
-from jaxcifar.files.checkpoints import last_step, read_info, steps
+from jaxcifar.files.checkpoints import read_info, steps
 
 with epy.lazy_imports():
     import tensorboardX
@@ -31,10 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class MetricWriter:
-    """Appends records; those beyond ``step``, which a resumed run does not share, are removed.
-
-    If ``silent``, records stay in memory, as in all but one process of a run.
-    """
+    """Appends records, only in memory if ``silent``; those beyond ``step`` are removed first."""
 
     def __init__(self, run: "RunDirectory", step: int, *, silent: bool = False) -> None:
         self.records = [record for record in run.read_metrics() if record["step"] <= step]
@@ -59,17 +56,6 @@ class MetricWriter:
             self._events.close()
 
 
-def weights_path(source: str | Path) -> Path:
-    """Return where weights are; ``RUN:best`` is the run's best checkpoint by validation."""
-    name, _, which = str(source).rpartition(":")
-    if which != "best" or Path(source).exists():
-        return Path(source)
-    run = RunDirectory(name)
-    if (best := run.best(run.read_metrics())) is None:
-        raise UserError(f"{name} has no checkpoint with a validation accuracy: pass {name} itself")
-    return run.checkpoints_dir / str(best["step"])
-
-
 class RunDirectory:
     """Where a run keeps its lock, options, environment, metrics, checkpoints and report."""
 
@@ -81,8 +67,10 @@ class RunDirectory:
     @classmethod
     def for_run(cls, config: TrainConfig) -> Self:
         """Return the directory; unless the run resumes, it holds no checkpoint."""
+        names = [Path(n.removeprefix(FOLDER_PREFIX)).name for n in (config.dataset, config.model)]
+        parts = [re.sub(r"[^\w.]+", "_", name).strip("._")[:40] or "run" for name in names]
         # With microseconds, so that jobs which start in the same second have one each.
-        name = f"{_name(config.dataset)}-{_name(config.model)}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+        name = "-".join([*parts, f"{datetime.now():%Y%m%d-%H%M%S-%f}"])
         run = cls(config.workdir or Path("runs") / name)
         if not config.resume and run.last_step() is not None:
             advice = "continue it with --resume, or choose another --workdir"
@@ -90,7 +78,7 @@ class RunDirectory:
         return run
 
     def last_step(self) -> int | None:
-        return last_step(self.checkpoints_dir)
+        return next(iter(steps(self.checkpoints_dir)), None)
 
     def best(self, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """Return the record of the best validation among the checkpoints; None without any."""
@@ -109,7 +97,14 @@ class RunDirectory:
         """Return the records, without a last line that was cut short."""
         path = regular_file(self.path / METRICS_FILE)
         text = path.read_text("utf-8", errors="replace") if path.exists() else ""
-        records = [record for line in text.splitlines() if (record := _record(line))]
+        records = list[dict[str, Any]]()
+        for line in text.splitlines():
+            with suppress(ValueError):
+                items = parse_saved(line).items()
+                # Without what is odd, or does not fit a double.
+                record = {k: v for k, v in items if k == "split" or type(v) is float or is_count(v)}
+                if is_count(record.get("step")) and isinstance(record.get("split"), str):
+                    records.append(record)
         if (count := text.count("\n") - len(records)) > 0:
             log.warning("%s: left out %d lines that are no records", path, count)
         return records
@@ -138,10 +133,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[Self]:
-        """Create the directory and keep other runs out; the lock of a dead process is free.
-
-        A new directory is removed if the run fails before it has results.
-        """
+        """Create the directory and keep other runs out; without results it is removed again."""
         if os.fsencode(path := self.path.absolute()) != str(path).encode(errors="replace"):
             raise UserError(f"the name {path} is not in UTF-8: choose another --workdir or locale")
         is_new = not path.exists()
@@ -163,19 +155,3 @@ class RunDirectory:
                 if is_new and self.last_step() is None and not self.read_metrics():
                     shutil.rmtree(self.path, ignore_errors=True)
                 raise
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    """Return a record with its numbers that fit a double; None if it lacks a step or split."""
-    try:
-        values = parse_saved(line)
-    except ValueError:
-        return None
-    kept = {k: v for k, v in values.items() if k == "split" or type(v) is float or is_count(v)}
-    return kept if is_count(kept.get("step")) and isinstance(kept.get("split"), str) else None
-
-
-def _name(text: str) -> str:
-    """Return the last part of a name or path, without characters that a path may lack."""
-    text = os.path.abspath(folder_path(text)) if text.startswith(FOLDER_PREFIX) else text
-    return re.sub(r"[^\w.]+", "_", os.path.basename(text)).strip("._")[:40] or "run"

@@ -1,11 +1,9 @@
-"""Read and write state dicts in ``.ckpt``, ``.pt``, ``.pth`` and ``.safetensors`` files.
-
-No code in a file is ever executed: ``torch_pickle`` reads pickles without running them.
-"""
+"""Read and write state dicts in files of torch and safetensors; no code in a file is run."""
 
 import json
+import reprlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +13,7 @@ from etils import epy
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from jaxcifar.errors import UserError, first_few, regular_file
+from jaxcifar.errors import UserError, regular_file
 from jaxcifar.files import torch_pickle
 
 
@@ -28,7 +26,6 @@ with epy.lazy_imports(error_callback=_require_torch):
 
 DTYPES = {"BF16": "bfloat16", "BOOL": "?", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 DTYPES |= {f"{kind}{8 * size}": f"{kind.lower()}{size}" for kind in "FIUC" for size in (1, 2, 4, 8)}
-ZIP_MAGIC = b"PK\x03\x04"
 # Torch before 1.6 begins with a pickle of this number; protocol 1 has it in decimal digits.
 LEGACY_MAGICS = (0x1950A86A20F9469CFC6C).to_bytes(10, "little"), b"L119547037146038801333356L"
 MAX_KEY = 500  # characters; this also bounds how deep is looked, as a file may contain itself
@@ -45,7 +42,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
     with regular_file(path, sys.maxsize).open("rb") as file:
         start = file.read(40)
     try:
-        if start.startswith(ZIP_MAGIC):
+        if start.startswith(b"PK\x03\x04"):
             content = torch_pickle.read_zip(path)
         elif any(magic in start for magic in LEGACY_MAGICS):
             content = torch_pickle.read_legacy(path)
@@ -57,9 +54,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
             raise UserError(f"{problem}: {advice}, or torch.save(model.state_dict(), PATH)")
         tensors, optimizers = flatten(content)
         if not tensors:
-            keys = content if isinstance(content, Mapping) else ()
-            names = [key if isinstance(key, str) else type(key).__name__ for key in keys]
-            what = first_few(names) or f"a {type(content).__name__}"
+            what = reprlib.repr([*content]) if isinstance(content, Mapping) else type(content)
             raise UserError(f"holds no state dict, but {what}: save model.state_dict() alone")
     except UserError as error:
         raise UserError(f"{path} {error}") from error
@@ -86,19 +81,19 @@ def write_safetensors(
 
 def to_numpy(name: str, value: Any) -> np.ndarray:
     """Return a tensor of numbers as numpy, if possible without a copy."""
-    problem: object = "no numbers"
     try:
         if hasattr(value, "layout"):  # torch's own
-            value = value.detach().cpu().resolve_conj().resolve_neg()
+            value = value.detach().cpu()
             if hasattr(ml_dtypes, str(value.dtype).removeprefix("torch.")):
                 value = value.float()
         array = np.asarray(value)
-        if array.dtype.kind in "biufc" or hasattr(ml_dtypes, array.dtype.name):
-            return array
+        if array.dtype.kind not in "biufc" and not hasattr(ml_dtypes, array.dtype.name):
+            raise TypeError("no numbers")
     except Exception as error:  # of torch or numpy, or of a damaged file
-        problem = error
-    advice = "save a dense tensor of floats, or copy the file again"
-    raise UserError(f"{name} is {value.dtype} and cannot be read ({problem!s:.150}): {advice}")
+        problem = f"{name} is {value.dtype} and cannot be read ({error!s:.150})"
+        advice = "save a dense tensor of floats, or copy the file again"
+        raise UserError(f"{problem}: {advice}") from error
+    return array
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -117,28 +112,19 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def flatten(content: Any) -> tuple[dict[str, Any], list[Any]]:
-    """Return the tensors in nested containers by dotted keys, and the optimizers' states.
-
-    What else training programs save is no business of the weights.
-    """
-    tensors: dict[str, Any] = {}
-    optimizers: list[Any] = []
-    for count, (name, value) in enumerate(_entries(content)):
-        if count > MAX_ENTRIES:
+    """Return the tensors in nested containers by dotted keys, and the optimizers' states."""
+    tensors, optimizers = dict[str, Any](), list[Any]()
+    entries = [("", content)]
+    for name, value in entries:  # which grows meanwhile
+        if len(entries) > MAX_ENTRIES:
             raise UserError("has too many entries: save model.state_dict() alone")
-        if isinstance(value, Mapping):
-            optimizers += [value] if "param_groups" in value else []
-        elif hasattr(value, "shape") and hasattr(value, "dtype"):
-            tensors[name] = value
+        if isinstance(value, list | tuple) and any(isinstance(part, Mapping) for part in value):
+            value = {str(index): part for index, part in enumerate(value)}
+        if isinstance(value, Mapping) and "param_groups" in value:
+            optimizers.append(value)
+        elif isinstance(value, Mapping):
+            keys = [key for key in value if isinstance(key, str) and len(name + key) < MAX_KEY]
+            entries += [(f"{name}{key}.", value[key]) for key in keys]
+        elif name and hasattr(value, "shape") and hasattr(value, "dtype"):
+            tensors[name[:-1]] = value
     return tensors, optimizers
-
-
-def _entries(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted name and value of each entry in nested containers."""
-    if isinstance(content, list | tuple) and any(isinstance(part, Mapping) for part in content):
-        content = {str(index): part for index, part in enumerate(content)}
-    if isinstance(content, Mapping) and "param_groups" not in content:  # an optimizer's
-        for key, value in content.items():
-            if isinstance(key, str) and len(prefix) + len(key) < MAX_KEY:
-                yield prefix + key, value
-                yield from _entries(value, f"{prefix}{key}.")

@@ -4,6 +4,7 @@ One rule: the keys of a whole copy are the network's own behind one prefix, what
 may stand anywhere in a key. What lies outside the copy is left, and said.
 """
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -11,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcifar.errors import UserError, did_you_mean, first_few, one_line
+from jaxcifar.errors import UserError, first_few
 from jaxcifar.files.torch_files import to_numpy
 
+log = logging.getLogger(__name__)
 # DataParallel, torch.compile, checkpointing, FSDP, Fabric; how a whole module is pickled.
 WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 WRAPPERS |= {"_forward_module", "_modules", "_parameters", "_buffers"}
@@ -35,6 +37,8 @@ class Leaf(NamedTuple):
 
 
 Leaves = Mapping[str, Leaf]
+Tensors = Mapping[str, Any]
+Network = Callable[[int], Leaves]  # from the number of classes
 
 
 class PortError(UserError):
@@ -47,25 +51,15 @@ class PortError(UserError):
             texts += [f"{len(shapes)} {kind}: {some}"] if shapes else []
         super().__init__(f"{what}: {'; '.join(texts)}")
 
-    def table(self) -> str:
-        """Return the missing and unexpected keys, each with the nearest of the others."""
-        ours, theirs = ([*self.problems[kind]][:500] for kind in ("missing", "unexpected"))
-        lines = [f"only the network has {key}{did_you_mean(key, theirs)}" for key in ours]
-        lines += [f"only the file has {key}{did_you_mean(key, ours)}" for key in theirs]
-        return "\n".join(map(one_line, lines))
 
-
-def fits(shape: Shape, expected: Shape) -> bool:
-    """Whether torch takes this shape; of one axis it takes the first value for none."""
-    return shape == expected or (not expected and len(shape) == 1 and shape[0] > 0)
-
-
-def check(what: str, expected: Leaves, tensors: Mapping[str, Any]) -> None:
+def check(what: str, expected: Leaves, tensors: Tensors) -> None:
     """Raise ``PortError`` if the tensors do not have the expected keys and shapes."""
     ours = {key: leaf.shape for key, leaf in expected.items()}
     theirs = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     absent = [key for key in ours if key not in theirs and not key.endswith(BATCHES)]
-    others = [key for key in ours if key in theirs and not fits(theirs[key], ours[key])]
+    # For a shape of no axis, torch also takes one value in one axis.
+    allowed = {key: (shape, shape or (1,)) for key, shape in ours.items()}
+    others = [key for key in ours if key in theirs and theirs[key] not in allowed[key]]
     problems: dict[str, dict[str, object]] = {
         "missing": {key: ours[key] for key in absent},
         "unexpected": {key: shape for key, shape in theirs.items() if key not in ours},
@@ -82,22 +76,14 @@ class Match(NamedTuple):
     leaves: Leaves  # of the network with as many classes
     num_classes: int
     averaged: bool
-    notes: list[str]  # what a user should know
 
 
 def match(
-    tensors: Mapping[str, Any],
-    network: Callable[[int], Leaves],
-    source: object,
-    problem: str,
-    *,
-    ema: bool = False,
-    prefix: str | None = None,
+    tensors: Tensors, network: Network, source: object, problem: str, ema: bool, prefix: str | None
 ) -> Match:
     """Find the whole copy behind ``prefix``; else the average if ``ema``, else what is none.
 
-    ``network`` gives the leaves for a number of classes. Raises ``PortError`` if no copy is whole
-    or fits, and ``UserError`` if several are that differ.
+    Raises ``PortError`` if no copy is whole or fits, and ``UserError`` if several are that differ.
     """
     names, wanted = _without_wrappers(tensors), _without_wrappers(network(10))
     needed = {name for name in wanted if not name.endswith(BATCHES)}
@@ -134,16 +120,15 @@ def match(
     }
     expected, copy = network(num_classes), {key: tensors[name] for key, name in keys.items()}
     check(f"{source} {problem}", expected, unknown | copy)
-    notes = []
     if (key := next(iter(keys))) != keys[key]:
-        notes.append(f"took the keys {keys[key]} and so on")
+        log.info("%s: took the keys %s and so on", source, keys[key])
     if other := [p for p in averages if p != first]:
-        notes.append(f"left {_listed(other)}, an average of the weights: --ema takes that")
+        log.info("%s: left %s, an average of the weights: --ema takes that", source, _listed(other))
     if other := [key for name, key in left.items() if not name.startswith(tuple(averages))]:
-        notes.append(f"left {first_few(other)}")
+        log.info("%s: left %s", source, first_few(other))
     if len(keys) < len(wanted):
-        notes.append(f"{len(wanted) - len(keys)} {BATCHES} are missing: taken as 0")
-    return Match(copy, expected, num_classes, first in averages, notes)
+        log.info("%s: %d %s are missing: taken as 0", source, len(wanted) - len(keys), BATCHES)
+    return Match(copy, expected, num_classes, first in averages)
 
 
 def _without_wrappers(keys: Iterable[str]) -> dict[str, str]:

@@ -6,35 +6,31 @@ The path of a leaf is its key: only its last name (``TORCH_NAMES``) and the orde
 
 import logging
 import math
+import reprlib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar.core.models import INPUT_SHAPE, MODELS, abstract_variables
-from jaxcifar.errors import UserError, first_few
+from jaxcifar.errors import UserError, did_you_mean, first_few
 from jaxcifar.files import networks, torch_files
-from jaxcifar.files.torch_match import Leaf, Leaves, Match, PortError, Shape, check, match
+from jaxcifar.files.torch_match import Leaf, Leaves, Match, PortError, Shape, Tensors, check, match
 
 log = logging.getLogger(__name__)
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: our axes in torch's order
-ADAM: dict[str, Any] = {"betas": [0.9, 0.999], "eps": 1e-8}  # of core.state.make_optimizer
-ADAM |= {"weight_decay": 0, "amsgrad": False, "maximize": False}
-
-
-def leaves(model: nn.Module, input_shape: Shape = INPUT_SHAPE) -> Leaves:
-    """Return the model's leaves by their torch keys, in the order of torch's state dict."""
-    return _leaves(model, input_shape, jnp.result_type(float))
+ADAM: dict[str, list[Any]] = {"betas": [(0.9, 0.999), [0.9, 0.999]], "eps": [1e-8]}
+ADAM |= {"weight_decay": [0], "amsgrad": [False], "maximize": [False]}  # of make_optimizer
 
 
 @cache
-def _leaves(model: nn.Module, input_shape: Shape, widest: np.dtype) -> Leaves:  # float64 under x64
+def leaves(model: nn.Module, input_shape: Shape = INPUT_SHAPE) -> Leaves:
+    """Return the model's leaves by their torch keys, in the order of torch's state dict."""
     modules: dict[tuple[str, ...], dict[str, Leaf]] = {}
     try:
         variables = flatten_dict(abstract_variables(model, input_shape))
@@ -48,34 +44,31 @@ def _leaves(model: nn.Module, input_shape: Shape, widest: np.dtype) -> Leaves:  
 
 
 def identify(
-    tensors: Mapping[str, Any],
-    source: object,
-    model: str | None,
-    input_shape: Shape,
-    ema: bool,
-    prefix: str | None,
+    tensors: Tensors, source: object, model: str | None, shape: Shape, ema: bool, prefix: str | None
 ) -> tuple[str, Match]:
-    """Return the name of the model that the tensors are of, and where they are.
-
-    ``model`` is the expected one; ``ema`` and ``prefix`` choose among several copies. Raises as
-    ``match``.
-    """
+    """Return the name of the model that the tensors are of, and where they are, as ``match``."""
     errors = []
     for name in [model, *MODELS] if model in MODELS else [model] if model else MODELS:
         problem = f"is not {name}" if model else f"is no known model; the nearest is {name}"
 
         def network(num_classes: int, name: str = name) -> Leaves:
-            return leaves(networks.create(name, num_classes=num_classes), input_shape)
+            return leaves(networks.create(name, num_classes=num_classes), shape)
 
         try:
-            found = match(tensors, network, source, problem, ema=ema, prefix=prefix)
+            found = match(tensors, network, source, problem, ema, prefix)
         except PortError as error:
             errors.append(error)
             continue
         if model not in (None, name):
             raise UserError(f"{source} is {name}, not {model}: use --model {name}")
         return name, found
-    raise errors[0] if model else min(errors, key=lambda e: sum(map(len, e.problems.values())))
+    if not model:
+        raise min(errors, key=lambda error: sum(map(len, error.problems.values())))
+    ours, theirs = ([*errors[0].problems[kind]][:500] for kind in ("missing", "unexpected"))
+    for side, keys, others in (("network", ours, theirs), ("file", theirs, ours)):
+        for key in keys:
+            log.info("only the %s has %s%s", side, key, did_you_mean(key, others))
+    raise errors[0]
 
 
 def to_flax(
@@ -90,12 +83,12 @@ def to_flax(
         raise UserError(f"a {type(tensors).__name__} is no state dict: pass model.state_dict()")
     flat, _ = torch_files.flatten(tensors)
     expected, source = leaves(model, input_shape), "the state dict"
-    found = match(flat, lambda _: expected, source, "is not the model's")
+    found = match(flat, lambda _: expected, source, "is not the model's", False, None)
     return to_tree(found.tensors, expected, source)[0]
 
 
 def to_tree(
-    tensors: Mapping[str, Any], expected: Leaves, source: object
+    tensors: Tensors, expected: Leaves, source: object
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return tensors of fitting shapes as variables; counts that are missing are 0.
 
@@ -157,20 +150,17 @@ def adam_to_flax(optimizers: list[Any], model: Leaves) -> tuple[optax.ScaleByAda
     [optimizer] = optimizers
     groups, states = optimizer["param_groups"], optimizer["state"]
     for name, usual in ADAM.items():
-        for value in (group.get(name, usual) for group in groups):
-            many = isinstance(value, list | tuple)
-            if (found := [float(each) for each in value] if many else float(value)) != usual:
-                raise UserError(f"the optimizer has {name} {found}, training has {usual}")
+        for value in (group.get(name, usual[0]) for group in groups):
+            if value not in usual:
+                found = reprlib.repr(value)
+                raise UserError(f"the optimizer has {name} {found}, training has {usual[0]}")
     expected = {key: leaf for key, leaf in model.items() if leaf.path[0] == "params"}
     indices = [index for group in groups for index in group["params"]]
     if len(indices) != len(expected) or set(states) != set(indices):
         problem = f"the optimizer has a state for {len(states)} of {len(indices)} parameters"
         raise UserError(f"{problem}, the model has {len(expected)}")
     names = [name for group in groups for name in group.get("param_names", ())]
-    if set(names) != set(expected):
-        if indices != [*range(len(expected))]:
-            raise UserError("the optimizer does not have its parameters in the model's order")
-        names = [*expected]
+    names = names if set(names) == set(expected) else [*expected]
     steps = sorted({float(state["step"]) for state in states.values()})
     rates = sorted({float(group["lr"]) for group in groups})
     if len(steps) > 1 or len(rates) > 1 or not (0 <= steps[0] < 2**31 and 0 <= rates[0] < math.inf):

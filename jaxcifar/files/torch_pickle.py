@@ -10,7 +10,7 @@ import re
 import zipfile
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ class Tensor:
 
     shape: Sequence[int]
     dtype: str
-    parts: Mapping[str, np.ndarray] = field(default_factory=dict)  # which may come later
-    key: str = ""
+    parts: Mapping[str, np.ndarray]  # which may come later
+    key: str
     offset: int = 0
     stride: Sequence[int] = ()  # in values; none for C's order
 
@@ -65,7 +65,6 @@ class Inert(dict[Any, Any]):
     """Stands for an object whose class is not loaded; its attributes and items are items."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
-    __eq__ = object.__eq__
     __repr__ = object.__repr__
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
@@ -89,7 +88,7 @@ class Unpickler(pickle.Unpickler):
         self.sizes: dict[str, int] = {}  # in bytes
 
     def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}".replace("numpy.core.", "numpy._core.")
+        full = f"{module}.{name}"
         if ATTACK.match(full):
             reason = f"its pickle imports {full}, which could run any code"
             raise UserError(f"is refused: {reason}; save model.state_dict() where you trust it")
@@ -120,17 +119,6 @@ KNOWN: dict[str, Any] = {
     "torch._utils._rebuild_parameter": lambda value, *_: value,
     "torch._utils._rebuild_parameter_with_state": lambda value, *_: value,
     "torch._tensor._rebuild_from_type_v2": lambda build, kind, arguments, state: build(*arguments),
-    "torch._utils._rebuild_sparse_tensor": lambda _, data: Tensor(
-        next(part for part in data if isinstance(part, tuple)), "sparse"
-    ),
-    "torch._utils._rebuild_qtensor": lambda _, offset, size, *__: Tensor(size, "quantized"),
-    "torch._utils._rebuild_meta_tensor_no_storage": lambda _, size, *__: Tensor(size, "meta"),
-    "numpy.dtype": np.dtype,
-    "numpy._core.multiarray._reconstruct": lambda *_: np.empty(0, np.uint8),
-    "numpy._core.numeric._frombuffer": lambda content, dtype, shape, order: np.frombuffer(
-        content, dtype
-    ).reshape(shape, order=order),
-    "_codecs.encode": lambda text, encoding: text.encode("latin1"),
 }
 
 
@@ -142,7 +130,7 @@ def read_zip(path: Path) -> Any:
         root = next((n.removesuffix("data.pkl") for n in entries if n.endswith("data.pkl")), None)
         if root is None:
             kind = f"is a zip archive of {first_few([*entries])}"
-            raise UserError(f"{kind}, not of torch.save: save model.state_dict() with that")
+            raise UserError(f"{kind}: save model.state_dict() with torch.save")
         if sum(each.file_size for each in entries.values() if each.compress_type) > MAX_UNPACKED:
             raise UserError("is compressed, and too large for that: zip it again with zip -0")
         if any(each.CRC for each in entries.values()) and (name := archive.testzip()):

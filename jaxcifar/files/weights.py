@@ -1,5 +1,6 @@
 """Weights of a run, a ported checkpoint, a torch file or a safetensors file."""
 
+import importlib.metadata
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,23 +10,30 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
-import jax
 import numpy as np
 import optax
-import tensorstore
+from etils import epy
 from orbax.checkpoint import v1 as ocp
 
 from jaxcifar.config.train import is_own
 from jaxcifar.core.models import INPUT_SHAPE
 from jaxcifar.core.state import TrainState, short_repr, state_from
 from jaxcifar.errors import UserError, difference, one_line
-from jaxcifar.files import networks, pretrained, torch_files, torch_names
-from jaxcifar.files.checkpoints import DIGEST, METADATA_FILE, last_step, read_info
-from jaxcifar.files.digest import digest
+from jaxcifar.files import atomic, networks, torch_files, torch_names
+from jaxcifar.files.checkpoints import DIGEST, METADATA_FILE, digest, read, steps
+from jaxcifar.files.run import RunDirectory
+
+with epy.lazy_imports():
+    import pooch
 
 Format = Literal["orbax", "safetensors", "torch"]
 FORMATS: dict[str, Format] = dict.fromkeys((".ckpt", ".pt", ".pth", ".bin", ".t7", ".tar"), "torch")
 FORMATS[".safetensors"] = "safetensors"
+SHA256 = {  # of the pretrained weights
+    "resnet50_layer4": "96f58bcc9f9f980cbd186eed416eb91c8f3ce5302e6467c9481f654cb45f3695",
+    "vgg16": "daddb81e6e67d3abbb8d45c5b58886c58db592385797095b3a7d540ef12821aa",
+}
+IN_CLONE = Path(__file__).parents[2] / "weights"
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +84,12 @@ def load(
     of several copies in a torch file, ``optimizer`` reads Adam's state, too. Raises ``UserError``
     or ``OSError`` without good weights.
     """
-    path = pretrained.resolve(path, model)
+    path = resolve(path, model)
     tensors, optimizers, info = _read_orbax(path) if path.is_dir() else torch_files.read(path)
     saved = info.get("model")
     if saved and is_own(saved) and model is None:
         raise UserError(f"{path} is of your own network {saved}: name it with --model")
     name, found = torch_names.identify(tensors, path, model or saved, input_shape, ema, prefix)
-    for note in found.notes:
-        log.info("%s: %s", path, note)
     variables, source = torch_names.to_tree(found.tensors, found.leaves, path)
     adam, rate = None, info.get("learning_rate_of_torch")
     if optimizer and optimizers:
@@ -109,6 +115,30 @@ def load(
     )
 
 
+def resolve(path: str | Path, model: str | None) -> Path:
+    """Return the path of ``RUN:best``, ``"pretrained"``, which may be downloaded, or a path."""
+    run, _, which = str(path).rpartition(":")
+    if which == "best" and not Path(path).exists():
+        directory = RunDirectory(run)
+        if (best := directory.best(directory.read_metrics())) is None:
+            raise UserError(f"{run} has no checkpoint with a validation accuracy: pass it alone")
+        return directory.checkpoints_dir / str(best["step"])
+    if str(path) != "pretrained":
+        return Path(path)
+    if model not in SHA256:
+        raise UserError(f"only {' and '.join(SHA256)} are pretrained: choose with --model")
+    name = f"{model}.safetensors"
+    entries = importlib.metadata.metadata("jaxcifar").get_all("Project-URL") or []
+    url = f"{dict(entry.split(', ') for entry in entries)['weights']}/{name}"
+    folder = IN_CLONE if (IN_CLONE / name).exists() else pooch.os_cache("jaxcifar")
+    try:
+        http = pooch.HTTPDownloader(progressbar=True, timeout=8)
+        return Path(pooch.retrieve(url, SHA256[model], name, folder, downloader=http))
+    except Exception as error:  # of requests, the checksum, or the disk
+        advice = f"put the file into {folder}, or pass its path"
+        raise UserError(f"could not download {url} ({error}): {advice}") from error
+
+
 def format_of(path: str | Path) -> Format:
     """Return the format of a file's suffix, without one Orbax's; else raise ``UserError``."""
     suffix = Path(path).suffix.lower()
@@ -120,28 +150,19 @@ def format_of(path: str | Path) -> Format:
 def write(path: str | Path, weights: Weights, format: Format, metadata: Mapping[str, Any]) -> None:
     """Write what ``load`` reads; only Orbax keeps Adam's state and the metadata, which is JSON."""
     path, names = Path(path), weights.class_names
-    try:
+    with atomic.explained(path, Exception):  # each library raises another one on a full disk
         if format == "orbax":
             # Adam's state is where a run's checkpoint has it.
             tree = weights.variables | ({"opt_state": (weights.adam,)} if weights.adam else {})
             info = dict(metadata) | {"model": weights.model, "num_classes": weights.num_classes}
             info |= {"class_names": names, "torch_dtypes": dict(weights.torch_dtypes)}
             info |= {"learning_rate_of_torch": weights.learning_rate, DIGEST: digest(tree)}
-            context = ocp.Context()
-            # Weights hardly compress, and the buffers would take as much memory as they do.
-            context.array.saving.use_compression = False
-            with context:
-                ocp.save(path.absolute(), tree, custom_metadata=info)
+            ocp.save(path.absolute(), tree, custom_metadata=info)
         elif format == "torch":
             torch_files.write_torch(path, to_torch(weights))
         else:
             texts = {"model": weights.model} | ({"class_names": json.dumps(names)} if names else {})
             torch_files.write_safetensors(path, to_torch(weights), texts)
-    except UserError:
-        raise
-    except Exception as error:  # a full disk raises another exception in each library
-        advice = "free some space, or choose another folder"
-        raise UserError(f"the weights could not be written ({error!s:.150}): {advice}") from error
 
 
 def to_torch(weights: Weights) -> dict[str, np.ndarray]:
@@ -153,21 +174,11 @@ def to_torch(weights: Weights) -> dict[str, np.ndarray]:
 def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], list[Any], dict[str, Any]]:
     run = path.absolute() / "checkpoints"
     parent = run if run.is_dir() else path.absolute()
-    step = last_step(parent)
-    folder = parent if step is None else parent / str(step)
-    if step is None and not (folder / METADATA_FILE).exists():
+    folder = next((parent / str(step) for step in steps(parent)), parent)
+    if folder == parent and not (folder / METADATA_FILE).exists():
         raise UserError(f"{path} holds no checkpoint: give a run's folder or a checkpoint")
     try:
-        info = read_info(folder)
-        for manifest in folder.glob("*/manifest.ocdbt"):  # Orbax reports each bad read with noise
-            base = f"{manifest.parent.as_uri()}/"
-            store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
-            if not all(store.read(key).result().value for key in store.list().result()):
-                raise ValueError("a file is missing")
-        leaves = ocp.metadata(folder).metadata
-        tree = ocp.load(folder, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), leaves))
-        if info[DIGEST] != digest(tree):
-            raise ValueError("its values do not have the digest of its metadata")
+        tree, info = read(folder)
         variables = {name: tree.get(name, {}) for name in ("params", "batch_stats")}
         adam = [optax.ScaleByAdamState(**tree["opt_state"][0])] if "opt_state" in tree else []
     except Exception as error:  # whatever tensorstore and Orbax raise on bad bytes

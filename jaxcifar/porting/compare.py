@@ -51,14 +51,12 @@ def torch_module(loaded: weights.Weights, against: str | None) -> Any:
         module = torch_models.create_torch_model(loaded.model, num_classes=loaded.num_classes)
     else:
         module = networks.call(against, "--against", {"num_classes": loaded.num_classes})
-    if not isinstance(module, torch.nn.Module):
-        raise UserError(f"--against {against} gives a {type(module).__name__}, no module")
     arrays = weights.to_torch(loaded._replace(torch_dtypes={}))  # in float32
     try:
         module.load_state_dict({key: torch.from_numpy(a) for key, a in arrays.items()}, strict=True)
+        return module.float().eval()
     except Exception as error:  # the user's code may raise anything
         raise UserError(f"{against} does not take these weights: {error}") from error
-    return module.float().eval()
 
 
 def compare(loaded: weights.Weights, module: Any, images: np.ndarray) -> Comparison:

@@ -19,7 +19,6 @@ from jaxcifar.core.models import head
 from jaxcifar.core.steps import Examples, Metrics
 from jaxcifar.errors import UserError, difference
 from jaxcifar.files import checkpoints, networks, weights
-from jaxcifar.files.digest import digest
 from jaxcifar.files.run import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ def prepare(config: TrainConfig, directory: RunDirectory) -> tuple[Run, state.Tr
         **config.to_dict(),
         "class_names": list(dataset.class_names),
         "train_images": len(dataset.train.labels),
-        "train_digest": digest(dataset.train),
+        "train_digest": checkpoints.digest(dataset.train),
     }
     _check_same_data(metadata, saved)
     model = networks.create(

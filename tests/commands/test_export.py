@@ -84,7 +84,7 @@ def test_files_keep_every_bit_and_force_replaces_all_but_the_input(name, checkpo
     ("output", "flags", "message"),
     [
         ("there.ckpt", [], "there.ckpt exists already: choose another name, or --force"),
-        ("folder", ["--force"], "or --force to replace files or checkpoints only"),
+        ("folder", ["--force"], "or --force to replace a file or checkpoint"),
         ("resnet", [], "resnet: unknown format; use .ckpt, .pt, .pth, .safetensors or .stablehlo"),
         ("nowhere/x.ckpt", [], "nowhere: create it first"),
         ("/proc/x.ckpt", [], "/proc/x.ckpt cannot be written to"),

@@ -15,11 +15,11 @@ import jaxcifar
 from jaxcifar import UserError, load_weights
 from jaxcifar.config.commands import EvaluateConfig
 from jaxcifar.evaluate import evaluate
-from jaxcifar.files import pretrained
+from jaxcifar.files import weights
 
 ROOT = Path(__file__).parents[2]
 CIFAR10 = ROOT.parent / "shared" / "data" / "tfds"
-MODELS = sorted(pretrained.SHA256)
+MODELS = sorted(weights.SHA256)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -34,7 +34,7 @@ def test_the_weights_give_the_logits_of_the_day_they_were_trained(model):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="needs CIFAR-10 in ../shared")
 def test_the_weights_score_what_their_metadata_says(model):
-    path = pretrained.resolve("pretrained", model)
+    path = weights.resolve("pretrained", model)
     scores = evaluate(EvaluateConfig(checkpoint=str(path), data_dir=str(CIFAR10))).scores
     with safe_open(path, "np") as file:
         metadata = file.metadata()
@@ -56,8 +56,8 @@ def installed(monkeypatch, tmp_path):
     (served / "tiny.safetensors").write_bytes(content)
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=served)
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    monkeypatch.setattr(pretrained, "IN_CLONE", tmp_path / "none")
-    monkeypatch.setattr(pretrained, "SHA256", {"tiny": hashlib.sha256(content).hexdigest()})
+    monkeypatch.setattr(weights, "IN_CLONE", tmp_path / "none")
+    monkeypatch.setattr(weights, "SHA256", {"tiny": hashlib.sha256(content).hexdigest()})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -71,15 +71,15 @@ def installed(monkeypatch, tmp_path):
 
 
 def test_an_installed_package_downloads_them_once(installed):
-    path = pretrained.resolve("pretrained", "tiny")
+    path = weights.resolve("pretrained", "tiny")
     assert path.read_bytes() == installed.read_bytes()
     installed.unlink()
-    assert pretrained.resolve("pretrained", "tiny") == path
+    assert weights.resolve("pretrained", "tiny") == path
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"other"), Path.unlink])
 def test_a_wrong_or_failed_download_says_where_to_put_the_file(damage, installed, tmp_path):
     damage(installed)
     with pytest.raises(UserError, match=rf"could not download.*put the file into {tmp_path}"):
-        pretrained.resolve("pretrained", "tiny")
+        weights.resolve("pretrained", "tiny")
     assert not list((tmp_path / "jaxcifar").glob("tiny*"))

@@ -13,7 +13,8 @@ import filelock
 import pytest
 
 from jaxcifar import TrainConfig, UserError
-from jaxcifar.files.run import METRICS_FILE, MetricWriter, RunDirectory, weights_path
+from jaxcifar.files.run import METRICS_FILE, MetricWriter, RunDirectory
+from jaxcifar.files.weights import resolve
 from tests.files.test_checkpoints import save
 
 
@@ -51,17 +52,17 @@ def test_records_beyond_the_checkpoint_are_dropped(tmp_path):
 
 def test_the_best_checkpoint_is_the_best_of_those_on_disk(tmp_path):
     with pytest.raises(UserError, match="no checkpoint with a validation accuracy: pass"):
-        weights_path(f"{tmp_path}:best")
+        resolve(f"{tmp_path}:best", None)
     writer = MetricWriter(RunDirectory(tmp_path), 9)
     for step, accuracy in ((1, 0.9), (2, 0.7), (3, 0.8), (4, 0.6)):
         writer.write(step, "val", accuracy=accuracy)
     writer.close()
     for step in (2, 3, 4):  # the first was deleted
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-    assert weights_path(f"{tmp_path}:best") == tmp_path / "checkpoints" / "3"
-    assert weights_path(tmp_path) == tmp_path
+    assert resolve(f"{tmp_path}:best", None) == tmp_path / "checkpoints" / "3"
+    assert resolve(tmp_path, None) == tmp_path
     (tmp_path / "a:best").touch()
-    assert weights_path(str(tmp_path / "a:best")) == tmp_path / "a:best"
+    assert resolve(str(tmp_path / "a:best"), None) == tmp_path / "a:best"
 
 
 def test_options_are_read_once_by_a_resumed_command(tmp_path):

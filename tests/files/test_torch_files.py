@@ -79,7 +79,7 @@ WRITERS = {
     "subclass": lambda name: torch.save(
         defaultdict(dict, run=types.SimpleNamespace(w=STATE)), name
     ),
-    "protocol 5": lambda name: torch.save(ARRAYS, name, pickle_protocol=5),
+    "protocol 5": lambda name: torch.save(STATE, name, pickle_protocol=5),
     "old": lambda name: torch.save(
         {"w": STATE, "m": NETWORK}, name, _use_new_zipfile_serialization=False
     ),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+import pooch
 import pytest
 
 from jaxcifar import UserError, cli
 from jaxcifar.files import weights
-from jaxcifar.files.digest import sha256
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 from safetensors.torch import load_file, save_file  # noqa: E402, F401 - for the tests
@@ -61,7 +61,7 @@ def port(*arguments):
 def listing():
     """Every name in the folder, hidden ones too, and what tells whether a file was touched."""
     return {
-        str(path): not path.is_file() or (path.stat().st_mtime_ns, sha256(path))
+        str(path): not path.is_file() or (path.stat().st_mtime_ns, pooch.file_hash(path))
         for path in Path().rglob("*")
     }
 

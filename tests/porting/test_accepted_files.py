@@ -174,7 +174,7 @@ NUMBERS = {"step": 1, "exp_avg": 0, "exp_avg_sq": 0}
     [
         (hollow_adam() | {"state": dict.fromkeys(range(32), MOMENTUM)}, "it is malformed"),
         (hollow_adam(weight_decay=0.01), "has weight_decay 0.01, training has 0"),
-        (hollow_adam(betas=(0.5, 0.999)), "has betas [0.5, 0.999]"),
+        (hollow_adam(betas=(0.5, 0.999)), "has betas (0.5, 0.999), training has (0.9, 0.999)"),
         (hollow_adam(params=[*range(31), "last"]), ""),
         (hollow_adam(step=float("nan")), "step"),
         (hollow_adam(step=1e12), "step"),

@@ -165,7 +165,7 @@ def test_keys_that_do_not_fit_are_listed_with_the_nearest(capsys):
     _, name = write(('name="conv1"', 'name="conv_1"'))
     assert "2 missing: conv_1.weight" in refused("net.pth", "out", "--model", name)
     line = "only the network has conv_1.bias; did you mean conv1.bias?"
-    assert line in capsys.readouterr().out
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,11 @@ CONTENTS = [
     ({"a": VGG, "b": files.hollow(shift=1)}, "has several copies, a, b: choose with --ema or"),
     (VGG | HEAD, "10000000000 classes"),
     (LOOP, "holds no state dict"),
-    (VGG | {FIRST: torch.zeros(SHAPE).to_sparse()}, f"{FIRST} is sparse"),
-    (VGG | {FIRST: torch.zeros(SHAPE, device="meta")}, f"{FIRST} is", "meta"),
-    ([1], "holds no state dict, but a list"),
+    (VGG | {FIRST: torch.zeros(SHAPE).to_sparse()}, f"1 missing: {FIRST}"),
+    (VGG | {FIRST: torch.zeros(SHAPE, device="meta")}, f"1 missing: {FIRST}"),
+    ([1], "holds no state dict, but <class 'list'>"),
     ({}, "holds no state dict"),
-    ({"epoch": 1, "loss": 0.5}, "holds no state dict, but epoch, loss"),
+    ({"epoch": 1, "loss": 0.5}, "holds no state dict, but ['epoch', 'loss']"),
 ]
 ASKED = [
     (VGG, "--ema", "in.ckpt has no such copy, but the bare keys"),
@@ -128,7 +128,7 @@ BYTES = [
     (b"PK\x03\x04" + bytes(1000), "is damaged"),
     (b"\xff" * 7 + b'\x7f{"a":', "is damaged"),
     (with_pickle((b"}" + NAME) * DEPTH + b"}" + b"s" * DEPTH), UNWRAPPED),
-    (with_pickle(b"]" * DEPTH + b"a" * (DEPTH - 1)), "holds no state dict, but a list"),
+    (with_pickle(b"]" * DEPTH + b"a" * (DEPTH - 1)), UNWRAPPED),
     (with_pickle(b"})" + b"\x85" * DEPTH + b"K\x01s"), UNWRAPPED),  # tuples as a key
 ]
 
