@@ -30,11 +30,11 @@ def test_the_map_is_torchs_in_both_directions(name):
     files.assert_equal(module.state_dict(), back)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["vgg16_bn", "resnet50_layer4"])
 def test_every_swap_of_two_tensors_changes_the_logits(name, rng):
-    """A test of the parity tests: neighbours of one shape in the tree, and random pairs."""
+    """A test of the parity tests, with neighbours of one shape in the tree."""
     variables = flatten_dict(jax.device_put(random_variables(name)))
-    images = rng.standard_normal((2, 32, 32, 3), np.float32)
+    images = rng.standard_normal((1, 32, 32, 3), np.float32)
     model = create_model(name)
 
     @jax.jit
@@ -47,11 +47,7 @@ def test_every_swap_of_two_tensors_changes_the_logits(name, rng):
     for path, leaf in variables.items():
         if leaf.ndim:  # a count of batches changes no output
             by_shape.setdefault(leaf.shape, []).append(path)
-    pairs = [pair for paths in by_shape.values() for pair in pairwise(paths)]
-    for paths in by_shape.values():
-        drawn = [rng.permutation(len(paths))[:2] for _ in range(5)] if len(paths) > 1 else []
-        pairs += [(paths[first], paths[second]) for first, second in drawn]
-    for first, second in pairs:
+    for first, second in (pair for paths in by_shape.values() for pair in pairwise(paths)):
         swapped = {**variables, first: variables[second], second: variables[first]}
         difference = np.abs(apply(unflatten_dict(swapped)) - right)
         largest = np.nan_to_num(difference, nan=np.inf).max()  # a variance below 0 gives NaN

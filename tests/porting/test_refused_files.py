@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import shutil
 import zipfile
 from pathlib import Path
 
@@ -154,10 +153,8 @@ def peak_memory():
 
 
 @pytest.mark.parametrize("name", ["in.ckpt", "in.safetensors"])
-def test_a_gigabyte_of_padding_takes_no_memory(name):
-    if shutil.disk_usage(".").free < 3 * 10**9:
-        pytest.skip("too little disk space")
-    path, size = Path(name), 10**9
+def test_much_padding_takes_no_memory(name):
+    path, size = Path(name), 4 * 10**8
     if name == "in.ckpt":
         torch.save(VGG | {"padding": torch.zeros(size // 4)}, path)
     else:
