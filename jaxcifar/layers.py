@@ -5,7 +5,6 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxcifar.core.conv.window import Size, Window, pair
@@ -87,11 +86,11 @@ class AvgPool(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         window = Window.of(self.window, self.stride or self.window, self.padding)
         y = pool(x, window, jnp.add, 0.0, ceil_mode=self.ceil_mode)
-        for axis, size, stride, padding in zip((1, 2), *window[:3], strict=True):
-            pixels = np.pad(np.ones(x.shape[axis]), padding, constant_values=self.count_include_pad)
-            counts = [pixels[i * stride :][:size].sum() for i in range(y.shape[axis])]
-            y /= jnp.asarray(counts, y.dtype).reshape([-1 if i == axis else 1 for i in range(4)])
-        return y.astype(x.dtype)
+        ones, border = jnp.ones((1, *x.shape[1:3], 1), y.dtype), float(self.count_include_pad)
+        padded = jnp.pad(ones, ((0, 0), *window.paddings, (0, 0)), constant_values=border)
+        window = window._replace(paddings=((0, 0), (0, 0)))
+        counts = pool(padded, window, jnp.add, 0.0, ceil_mode=True)
+        return (y / counts[:, : y.shape[1], : y.shape[2]]).astype(x.dtype)
 
 
 class AdaptiveAvgPool(nn.Module):

@@ -93,4 +93,4 @@ def _read(path: Path) -> np.ndarray:
         raise UserError("stdin is closed; pass a file, or an image on stdin")
     stdin = io.BytesIO(sys.stdin.buffer.read(MAX_BYTES)) if path == Path("-") else None
     with files.quiet():
-        return files.to_rgb32(files.open_image(stdin or path))
+        return files.read(stdin or path)

@@ -157,10 +157,9 @@ def pool(
     ends, paddings = [], []
     for side, size, stride, (padding, _), dilation in zip(x.shape[1:3], *window[:4], strict=True):
         reach = dilation * (size - 1)
-        steps, rest = divmod(side + 2 * padding - reach - 1, stride)
-        if ceil_mode and rest and (steps + 1) * stride < side + padding:
-            steps += 1  # a last window that starts on the image, and ends beyond the padding
-        ends.append(steps * stride + 1)
+        last = side + 2 * padding - reach - 1 + (stride - 1) * ceil_mode
+        last = min(last, side + padding - 1)  # no window starts beyond the image
+        ends.append(last // stride * stride + 1)
         paddings.append((padding, max(padding, ends[-1] + reach - side - padding)))
     if any(map(any, paddings)):
         y = jnp.pad(y, ((0, 0), *paddings, (0, 0)), constant_values=fill)

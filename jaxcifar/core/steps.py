@@ -1,6 +1,5 @@
 """What one batch does to the training state."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcifar.core.augment import MEAN, Augmentation, normalize
+from jaxcifar.core.augment import Augmentation, normalize
 from jaxcifar.core.augment import augment as augment_images
 from jaxcifar.core.state import TrainState, short_repr
 
@@ -23,9 +22,7 @@ class Examples(NamedTuple):
     labels: Any
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Metrics:
+class Metrics(NamedTuple):
     """Sums over images, as scalars on the device."""
 
     loss_sum: jax.Array  # cross-entropy in nats; float32, or float64 for a float64 model
@@ -56,8 +53,8 @@ def loss_fn(
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     losses = optax.softmax_cross_entropy_with_integer_labels(wide, labels)
     correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
-    zero, count = jnp.zeros((), jnp.int32), jnp.asarray(labels.size, jnp.int32)
-    metrics = Metrics(jnp.sum(losses), correct, count, nonfinite=zero)
+    count = jnp.asarray(labels.size, jnp.int32)
+    metrics = Metrics(jnp.sum(losses), correct, count, nonfinite=jnp.zeros((), jnp.int32))
     return jnp.mean(losses), (metrics, updates.get("batch_stats", {}))
 
 
@@ -76,13 +73,10 @@ def train_step(
     batch whose loss or gradients are not finite changes only ``state.step`` and counts no image.
     """
     images, labels = batch
-    are_images = images.dtype == jnp.uint8 and images.ndim == 4 and images.shape[-1] == len(MEAN)
-    are_labels = jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == images.shape[:1]
-    if not are_images or not are_labels:
+    integers = images.dtype == jnp.uint8 and jnp.issubdtype(labels.dtype, jnp.integer)
+    if not integers or images.shape[:1] + images.shape[3:] != (*labels.shape, 3):
         given = " and ".join(f"{array.dtype} {array.shape}" for array in batch)
-        raise ValueError(
-            f"expected uint8 (N, H, W, 3), not normalized, and int32 (N,), got {given}"
-        )
+        raise ValueError(f"expected uint8 images (N, H, W, 3) and int32 labels (N,), got {given}")
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     images = augment_images(augment_key, images, augment)
     images = normalize(images, jax.tree.leaves(state.params)[0].dtype)
@@ -96,7 +90,7 @@ def train_step(
         select = partial(jax.tree.map, partial(jnp.where, finite))
         new_state = select(new_state, state.replace(step=new_state.step))
         metrics = select(metrics, Metrics.zeros())
-    return new_state, dataclasses.replace(metrics, nonfinite=1 - finite.astype(jnp.int32))
+    return new_state, metrics._replace(nonfinite=1 - finite.astype(jnp.int32))
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames=("augment", "skip_nonfinite", "count"))

@@ -1,7 +1,7 @@
 """CIFAR-10 and -100: prepared by TFDS, as official files, or downloaded; without TensorFlow."""
 
 import io
-from importlib.util import find_spec
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,16 @@ with epy.lazy_imports():
 SECONDS = 8.0  # to wait for a server
 _CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 CLASS_NAMES = tuple(_CLASSES.split())
+_IHDR = b"IHDR\0\0\0\x20\0\0\0\x20\x08\x02\0\0\0"  # of a PNG of 32x32 pixels in 8-bit RGB
 
 
 def load(source: archives.Source, data_dir: Path, *, test_only: bool = False) -> Dataset:
-    """Load what TFDS prepared as array_record, an archive or folder, a tfrecord, or a download."""
-    infos = sorted(data_dir.glob(f"{source.name}/*/dataset_info.json"), reverse=True)
-    texts = {info.parent: regular_file(info).read_text(errors="replace") for info in infos}
-    fast = [folder for folder, text in texts.items() if '"array_record"' in text]
-    slow = [folder for folder in texts if folder not in fast]
-    paths = [*(fast if find_spec("array_record") else []), *archives.find(data_dir, source), *slow]
+    """Load what TFDS prepared, the newest version, or an archive or folder, or a download."""
+    prepared = sorted(data_dir.glob(f"{source.name}/*/dataset_info.json"), reverse=True)
+    paths = [*[info.parent for info in prepared], *archives.find(data_dir, source)]
     path = paths[0] if paths else download(source.name, data_dir)
     try:
-        if path in texts:
+        if prepared:
             dataset = _read_prepared(path, test_only)
         else:
             dataset = archives.read(path, source, test_only)
@@ -73,7 +71,7 @@ def _read_prepared(folder: Path, test_only: bool) -> Dataset:
             records = _split_tfrecord(io.BytesIO(b"".join(map(Path.read_bytes, files))))
         if len(records) != (count := info.splits[split].num_examples):
             raise ValueError(f"{split} has {len(records)} records instead of {count}")
-        splits.append(_decode(records))
+        splits.append(_examples(records))
     return Dataset(splits[0], splits[1], tuple(info.features["label"].names))
 
 
@@ -86,12 +84,19 @@ def _split_tfrecord(file: io.BytesIO) -> list[bytes]:
     return records
 
 
-def _decode(records: list[bytes]) -> Examples:  # in two thirds of the time that TFDS takes
-    images = np.empty((len(records), 32, 32, 3), np.uint8)
-    labels = np.empty(len(records), np.int32)
-    for index, record in enumerate(records):
-        feature = proto.tf_example_pb2.Example.FromString(record).features.feature
-        png = io.BytesIO(feature["image"].bytes_list.value[0])
-        images[index] = np.asarray(Image.open(png, formats=("PNG",)))
-        labels[index] = feature["label"].int64_list.value[0]
-    return Examples(images, labels)
+def _examples(records: list[bytes]) -> Examples:
+    features = [proto.tf_example_pb2.Example.FromString(each).features.feature for each in records]
+    labels = [feature["label"].int64_list.value[0] for feature in features]
+    pngs = [feature["image"].bytes_list.value[0] for feature in features]
+    images = [_decode(pngs[start : start + 500]) for start in range(0, len(pngs), 500)]
+    return Examples(np.concatenate(images), np.array(labels, np.int32))
+
+
+def _decode(pngs: list[bytes]) -> np.ndarray:
+    """Return PNGs as uint8 ``(N, 32, 32, 3)``, more than twice as fast as opening each of them."""
+    if any(png[12:29] != _IHDR or int.from_bytes(png[33:37]) != len(png) - 57 for png in pngs):
+        return np.stack([np.asarray(Image.open(io.BytesIO(png), formats=["PNG"])) for png in pngs])
+    # As one high image, with a row of zeros above each, which the filter of its first row expects.
+    rows = b"".join([bytes(97) + zlib.decompressobj().decompress(png[41:], 3105) for png in pngs])
+    image = Image.frombytes("RGB", (32, 33 * len(pngs)), zlib.compress(rows, 0), "zip", "RGB")
+    return np.asarray(image).reshape(-1, 33, 32, 3)[:, 1:]

@@ -52,18 +52,21 @@ def log_skipped(folder: Path, paths: list[Path]) -> None:
         log.info("%s: skipped %d (%s): %s", folder, len(paths), why, names)
 
 
-def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """Read an image, or its first frame, as RGB, upright and on white; else ``UserError``."""
+def read(file: Path | IO[bytes]) -> np.ndarray:
+    """Read an image, or its first frame, upright and on white, as uint8 RGB ``(32, 32, 3)``.
+
+    Raises ``UserError`` or ``OSError``.
+    """
     if isinstance(file, Path):
         with regular_file(file).open("rb") as opened:
-            return open_image(opened)
+            return read(opened)
     name = getattr(file, "name", "the input")
     try:
         image = Image.open(file, formats=FORMATS)
         image.load()
         with contextlib.suppress(Exception):  # the pixels are good even if the EXIF is damaged
             image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
+        return np.array(_to_rgb(image).resize(SIZE, Image.Resampling.LANCZOS))
     except Exception as error:  # each format's reader raises others on bad bytes
         reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
         raise UserError(f"{name} is not a readable image{reason}: save it as RGB PNG") from error
@@ -79,11 +82,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def to_rgb32(image: Image.Image) -> np.ndarray:
-    """Return the whole RGB image as uint8 ``(32, 32, 3)``."""
-    return np.array(image.resize(SIZE, Image.Resampling.LANCZOS))
 
 
 def load(path: Path, *, test_only: bool = False) -> Dataset:
@@ -130,6 +128,6 @@ def _read(classes: dict[str, list[Path]]) -> Examples:
 
 def _read_one(path: Path) -> Any:  # the pixels, or the reason why there are none
     try:
-        return to_rgb32(open_image(path))
+        return read(path)
     except (UserError, OSError) as error:
         return one_line(str(error))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxcifar import UserError
-from jaxcifar.data.images import FORMATS, below, open_image, to_rgb32
+from jaxcifar.data import images
+from jaxcifar.data.images import FORMATS, below
 from tests.data.cifar_files import encode, refusal
 
 SIZES = [(1, 1), (1, 500), (31, 33), (32, 64), (640, 480)]
@@ -28,7 +29,7 @@ RED_PALETTE.putpalette([0, 0, 0, 255, 0, 0])
 
 
 def read(content):
-    return to_rgb32(open_image(io.BytesIO(content)))
+    return images.read(io.BytesIO(content))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_the_whole_image_is_resized_and_smoothed():
     pixels = np.zeros((64, 128, 3), np.uint8)
     pixels[::2] = 200  # stripes of one pixel become their mean
     pixels[:, 64:] //= 2
-    result = to_rgb32(Image.fromarray(pixels))[2:-2]
+    result = read(encode(Image.fromarray(pixels), "PNG"))[2:-2]
     assert np.abs(result[:, :14].astype(int) - 100).max() <= 3
     assert np.abs(result[:, 18:].astype(int) - 50).max() <= 3
 
@@ -92,9 +93,9 @@ def test_any_size_and_mode(content, colour):
 def test_what_cannot_be_shown_is_refused(content, reason, tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(content)
-    assert reason in refusal(lambda: to_rgb32(open_image(path)))
+    assert reason in refusal(images.read, path)
     with pytest.raises(OSError, match="No such file"):
-        open_image(tmp_path / "y.png")
+        images.read(tmp_path / "y.png")
 
 
 @given(
@@ -112,9 +113,9 @@ def test_damaged_files_are_read_or_refused(content, changes, end):
 
 
 def test_images_below_a_folder_are_sorted_and_what_is_skipped_is_named(tmp_path):
-    images = "b.PNG", "a.jpg", "sub/c.webp", "sub-2/d.jfif", "sub/sub/e.tif"
+    files = "b.PNG", "a.jpg", "sub/c.webp", "sub-2/d.jfif", "sub/sub/e.tif"
     others = "notes.txt", "f", "g.heic", ".hidden.png", ".git/h.png"
-    for name in (*images, *others, ".DS_Store"):
+    for name in (*files, *others, ".DS_Store"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
@@ -135,4 +136,4 @@ def test_only_regular_files_of_a_bounded_size_are_opened(kind, tmp_path):
         reason = "has more than 536870912"
     else:
         path.symlink_to(kind)
-    assert f"{path} {reason}" in refusal(open_image, path)
+    assert f"{path} {reason}" in refusal(images.read, path)
