@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxcifar.core.conv.window import Size, Window, pair
 from jaxcifar.core.layers import *  # noqa: F403 - its __all__
-from jaxcifar.core.layers import Function, per_channel, pool, scale_and_bias
+from jaxcifar.core.layers import Function, affine, per_channel, pool
 
 
 def _relu6(x: jax.Array) -> jax.Array:  # torch's gradients, also where they jump
@@ -48,7 +48,7 @@ class GroupNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         grouped = x.reshape(*x.shape[:-1], self.num_groups, -1)
         y = _standardize(grouped, (*range(1, x.ndim - 1), x.ndim), self.eps).reshape(x.shape)
-        scale, bias = scale_and_bias(self, x, self.affine, self.affine)
+        scale, bias = affine(self, x, self.affine, self.affine)
         return (y * per_channel(scale, x) + per_channel(bias, x)).astype(x.dtype)
 
 
@@ -64,8 +64,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         if x.shape[-1] != self.normalized_shape:
             raise ValueError(f"LayerNorm({self.normalized_shape}) does not fit {x.shape}")
-        y, affine = _standardize(x, (-1,), self.eps), self.elementwise_affine
-        scale, bias = scale_and_bias(self, x, affine, affine and self.use_bias)
+        y, has_scale = _standardize(x, (-1,), self.eps), self.elementwise_affine
+        scale, bias = affine(self, x, has_scale, has_scale and self.use_bias)
         return (y * per_channel(scale, x) + per_channel(bias, x)).astype(x.dtype)
 
 

@@ -108,7 +108,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        scale, bias = scale_and_bias(self, x, self.affine, self.affine)
+        scale, bias = affine(self, x, self.affine, self.affine)
         channels, dtype = scale.shape, scale.dtype
         if self.track_running_stats:
             running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, dtype)
@@ -174,9 +174,7 @@ def per_channel(values: jax.Array, x: jax.Array) -> jax.Array:
     return values.reshape((1,) * (x.ndim - 1) + values.shape)
 
 
-def scale_and_bias(
-    layer: nn.Module, x: jax.Array, scale: bool, bias: bool
-) -> tuple[jax.Array, jax.Array]:
+def affine(layer: nn.Module, x: jax.Array, scale: bool, bias: bool) -> tuple[jax.Array, jax.Array]:
     """Create the parameters that a layer has; the others are constants."""
     shape, dtype = x.shape[-1:], jnp.promote_types(x.dtype, jnp.float32)
     ones, zeros = nn.initializers.ones, nn.initializers.zeros

@@ -126,5 +126,4 @@ def abstract_variables(
 
 def head(model: nn.Module) -> tuple[str, ...]:
     """Return the path of the last layer, such as ``("classifier", "5")``."""
-    *_, last = flatten_dict(abstract_variables(model)["params"])
-    return last[:-1]
+    return list(flatten_dict(abstract_variables(model)["params"]))[-1][:-1]

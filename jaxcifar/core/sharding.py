@@ -27,5 +27,4 @@ def split(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
 def put(tree: Any, sharding: Sharding) -> Any:
     """Place a tree of arrays; every process passes the whole arrays, with equal values."""
     place = jax.make_array_from_callback
-    arrays = jax.tree.map(np.asarray, tree)
-    return jax.tree.map(lambda array: place(array.shape, sharding, array.__getitem__), arrays)
+    return jax.tree.map(lambda x: place(np.shape(x), sharding, np.asarray(x).__getitem__), tree)

@@ -1,9 +1,8 @@
 """The training state, its optimizer, and how they start."""
 
-import reprlib
 from functools import cache, partial, reduce
 from operator import getitem
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -17,30 +16,8 @@ from jaxcifar.core.models import head, init
 
 Optimizer: TypeAlias = optax.GradientTransformation
 AdamState: TypeAlias = optax.ScaleByAdamState
-Class = TypeVar("Class", bound=type)
 
 
-def short_repr(kind: Class) -> Class:
-    """Give a named tuple or dataclass a repr of a line, without the values of arrays."""
-
-    def text(self: Any) -> str:
-        names = getattr(self, "_fields", None) or self.__dataclass_fields__
-        return f"{kind.__name__}({', '.join(f'{n}={_short(getattr(self, n))}' for n in names)})"
-
-    kind.__repr__ = text  # type: ignore[method-assign, assignment]
-    return kind
-
-
-def _short(value: Any) -> str:
-    arrays = [leaf for leaf in jax.tree.leaves(value) if hasattr(leaf, "dtype")]
-    if not arrays:
-        return " ".join(reprlib.repr(value).split())
-    if arrays[0] is value:
-        return f"{value.dtype}{value.shape}"
-    return f"<{len(arrays)} arrays, {sum(array.size for array in arrays):,} values>"
-
-
-@short_repr
 class TrainState(train_state.TrainState):
     """Flax's ``TrainState`` (``step, params, opt_state``) with BatchNorm's running statistics."""
 
@@ -91,18 +68,14 @@ def replace_head(
 ) -> tuple[dict[str, Any], AdamState | None]:
     """Replace the last layer by one drawn from ``key`` for the classes of ``model``."""
     path = head(model)
-
-    def update(tree: Any, layer: dict[str, np.ndarray]) -> Any:
-        new = {(*path, name): leaf for name, leaf in layer.items()}
-        return unflatten_dict(flatten_dict(tree) | new)
-
     draw = jax.jit(lambda key: reduce(getitem, path, init(key, model)["params"]))
-    drawn = jax.device_get(draw(key))
+    drawn = {(*path, name): leaf for name, leaf in jax.device_get(draw(key)).items()}
     if adam is not None:
         # The others stay: without moments, a weight's first step is as long as the learning rate.
         zeros = jax.tree.map(np.zeros_like, drawn)
-        adam = adam._replace(mu=update(adam.mu, zeros), nu=update(adam.nu, zeros))
-    return {**variables, "params": update(variables["params"], drawn)}, adam
+        mu, nu = (unflatten_dict(flatten_dict(tree) | zeros) for tree in (adam.mu, adam.nu))
+        adam = adam._replace(mu=mu, nu=nu)
+    return {**variables, "params": unflatten_dict(flatten_dict(variables["params"]) | drawn)}, adam
 
 
 @partial(jax.jit, static_argnames=("examples", "batch_size"))

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 from jaxcifar.core.augment import Augmentation, normalize
 from jaxcifar.core.augment import augment as augment_images
-from jaxcifar.core.state import TrainState, short_repr
+from jaxcifar.core.state import TrainState
 
 
-@short_repr
 class Examples(NamedTuple):
     """Images, uint8 ``(N, 32, 32, 3)`` RGB, and labels, int32 ``(N,)``; numpy or jax arrays."""
 
@@ -22,7 +22,15 @@ class Examples(NamedTuple):
     labels: Any
 
 
-class Metrics(NamedTuple):
+class Dataset(NamedTuple):
+    """Examples to train and to test with, as numpy arrays, and the class names by label."""
+
+    train: Examples
+    test: Examples
+    class_names: tuple[str, ...]
+
+
+class Metrics(struct.PyTreeNode):
     """Sums over images, as scalars on the device."""
 
     loss_sum: jax.Array  # cross-entropy in nats; float32, or float64 for a float64 model
@@ -76,7 +84,7 @@ def train_step(
     integers = images.dtype == jnp.uint8 and jnp.issubdtype(labels.dtype, jnp.integer)
     if not integers or images.shape[:1] + images.shape[3:] != (*labels.shape, 3):
         given = " and ".join(f"{array.dtype} {array.shape}" for array in batch)
-        raise ValueError(f"expected uint8 images (N, H, W, 3) and int32 labels (N,), got {given}")
+        raise ValueError(f"expected uint8 (N, H, W, 3), unscaled, and int32 (N,), got {given}")
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     images = augment_images(augment_key, images, augment)
     images = normalize(images, jax.tree.leaves(state.params)[0].dtype)
@@ -90,7 +98,7 @@ def train_step(
         select = partial(jax.tree.map, partial(jnp.where, finite))
         new_state = select(new_state, state.replace(step=new_state.step))
         metrics = select(metrics, Metrics.zeros())
-    return new_state, metrics._replace(nonfinite=1 - finite.astype(jnp.int32))
+    return new_state, metrics.replace(nonfinite=1 - finite.astype(jnp.int32))
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames=("augment", "skip_nonfinite", "count"))

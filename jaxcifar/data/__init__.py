@@ -7,8 +7,8 @@ import numpy as np
 from etils import epy
 
 from jaxcifar.config.train import FOLDER_PREFIX, TrainConfig, folder_path
+from jaxcifar.core.steps import Dataset, Examples
 from jaxcifar.data import archives, cifar, images
-from jaxcifar.data.dataset import Dataset, Examples
 from jaxcifar.errors import UserError
 
 with epy.lazy_imports():
@@ -45,7 +45,7 @@ def _digits() -> Dataset:
     split = model_selection.train_test_split
     splits = split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
     train, test = (Examples(images[indices], labels[indices]) for indices in splits)
-    return Dataset(train, test, tuple(str(name) for name in digits.target_names))
+    return Dataset(train, test, tuple(map(str, digits.target_names)))
 
 
 def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples | None]:

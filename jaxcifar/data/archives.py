@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcifar.data.dataset import NO_EXAMPLES, Dataset, Examples
+from jaxcifar.core.steps import Dataset, Examples
 from jaxcifar.errors import regular_file
 
+NO_EXAMPLES = Examples(np.empty((0, 32, 32, 3), np.uint8), np.empty(0, np.int32))
 # Of the archives and of the pickles in them, as in torchvision; md5sum --check reads the file.
 _MD5SUMS = Path(__file__).with_name("md5sums.txt").read_text(encoding="ascii").split()
 _unpickle = partial(pickle.loads, encoding="bytes")  # only what has its published checksum

@@ -8,8 +8,8 @@ import numpy as np
 from etils import epy
 from PIL import Image
 
+from jaxcifar.core.steps import Dataset, Examples
 from jaxcifar.data import archives
-from jaxcifar.data.dataset import NO_EXAMPLES, Dataset, Examples
 from jaxcifar.errors import UserError, regular_file
 
 with epy.lazy_imports():
@@ -30,10 +30,7 @@ def load(source: archives.Source, data_dir: Path, *, test_only: bool = False) ->
     paths = [*[info.parent for info in prepared], *archives.find(data_dir, source)]
     path = paths[0] if paths else download(source.name, data_dir)
     try:
-        if prepared:
-            dataset = _read_prepared(path, test_only)
-        else:
-            dataset = archives.read(path, source, test_only)
+        dataset = _prepared(path, test_only) if prepared else archives.read(path, source, test_only)
         if not {*dataset.train.labels, *dataset.test.labels} <= {*range(len(dataset.class_names))}:
             raise ValueError("a label has no class")
     except Exception as error:  # whatever pickle, array_record, protobuf or Pillow raise
@@ -52,16 +49,15 @@ def download(name: str, data_dir: Path) -> Path:
         Path(file).chmod(0o644)  # pooch leaves it to its owner alone
         return Path(file)
     except Exception as error:  # of requests, the checksum, or the disk
-        advice = f"Put {info.filename} into {data_dir}, pass its folder with --data-dir"
-        advice += ", or train offline with --dataset digits"
+        advice = f"Put {info.filename} into {data_dir} (--data-dir), or train on --dataset digits"
         raise UserError(f"could not download {url}: {error}. {advice}") from error
 
 
-def _read_prepared(folder: Path, test_only: bool) -> Dataset:
+def _prepared(folder: Path, test_only: bool) -> Dataset:
     for file in folder.iterdir():
         regular_file(file)
     info = tfds.builder_from_directory(folder).info
-    splits = [NO_EXAMPLES] if test_only else []
+    splits = [archives.NO_EXAMPLES] if test_only else []
     for split in ("train", "test")[len(splits) :]:
         files = [Path(file) for file in info.splits[split].filepaths]
         if info.file_format.value == "array_record":

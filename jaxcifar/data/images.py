@@ -14,24 +14,20 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from jaxcifar.data.dataset import Dataset, Examples
+from jaxcifar.core.steps import Dataset, Examples
 from jaxcifar.errors import UserError, difference, first_few, one_line, regular_file
 
 log = logging.getLogger(__name__)
 SIZE = (32, 32)
 quiet = partial(warnings.catch_warnings, action="ignore")  # of the process: enter outside threads
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # start no program
-_SUFFIXES = ".png .jpg .jpeg .jpe .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif"
-SUFFIXES = tuple(_SUFFIXES.split())
+SUFFIXES = ".png .jpg .jpeg .jpe .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif"
 
 
 def below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the images below a folder in torchvision's order, and what is skipped.
-
-    Links are followed, but no folder is read twice.
-    """
+    """Return the images below a folder in torchvision's order, and what is skipped."""
     found, skipped, folders = list[Path](), list[Path](), [folder]
-    seen = {os.path.realpath(folder)}
+    seen = {os.path.realpath(folder)}  # links are followed, but no folder is read twice
     for current in folders:  # which grows meanwhile
         for path in sorted(current.iterdir()):
             if path.name.startswith(".") or (real := os.path.realpath(path)) in seen:
@@ -40,7 +36,7 @@ def below(folder: Path) -> tuple[list[Path], list[Path]]:
                 seen.add(real)
                 folders.append(path)
             else:
-                (found if path.name.lower().endswith(SUFFIXES) else skipped).append(path)
+                (found if path.suffix.lower() in SUFFIXES.split() else skipped).append(path)
     return sorted(found, key=lambda file: (str(file.parent), file.name)), sorted(skipped)
 
 
@@ -53,10 +49,7 @@ def log_skipped(folder: Path, paths: list[Path]) -> None:
 
 
 def read(file: Path | IO[bytes]) -> np.ndarray:
-    """Read an image, or its first frame, upright and on white, as uint8 RGB ``(32, 32, 3)``.
-
-    Raises ``UserError`` or ``OSError``.
-    """
+    """Read an image, upright and on white, as uint8 RGB ``(32, 32, 3)``; else ``UserError``."""
     if isinstance(file, Path):
         with regular_file(file).open("rb") as opened:
             return read(opened)
@@ -108,7 +101,7 @@ def _by_class(split: Path) -> dict[str, list[Path]]:
         layout = f"put the images into {split.parent}/train/CLASS and {split.parent}/test/CLASS"
         raise UserError(f"{split} is not a folder with two or more classes: {layout}")
     if empty := [name for name, files in classes.items() if not files]:
-        raise UserError(f"{split / empty[0]} has no images ({', '.join(SUFFIXES)})")
+        raise UserError(f"{split / empty[0]} has no images ({SUFFIXES})")
     return dict(sorted(classes.items()))
 
 
