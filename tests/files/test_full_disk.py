@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def test_a_full_disk_loses_no_checkpoint(small_disk):
     [
         ("port", "a.ckpt"),
         ("port", "a.safetensors"),
+        ("port", "a"),
         ("export --checkpoint", "a.ckpt"),
         ("export --checkpoint", "a.stablehlo"),
     ],
@@ -69,15 +71,21 @@ def test_a_full_disk_keeps_the_old_output(
     if output.endswith("ckpt"):
         pytest.importorskip("torch", reason="torch is not installed")
     monkeypatch.setattr(cli.console, "catch_signals", lambda: None)
+    monkeypatch.setattr(cli.console, "leave", sys.exit)
+    monkeypatch.setattr(sys, "argv", sys.argv[:1])
     monkeypatch.setattr(logging.getLogger("jaxcifar"), "propagate", True)  # restored after a test
     monkeypatch.setattr(export, "to_stablehlo", lambda weights: bytes(2**21))
     old = small_disk / output
-    old.write_text("old")
+    file = old
+    if not old.suffix:  # Orbax's
+        old.mkdir()
+        file = old / "_CHECKPOINT_METADATA"
+    file.write_text("old")
     with pytest.raises(SystemExit) as end:
-        cli.main([*command.split(), str(checkpoint), str(old), "--force"])
+        cli.main(*command.split(), str(checkpoint), str(old), "--force")
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"jaxcifar {command.split()[0]}: error: ")
     assert "free some space" in line
     assert list(small_disk.iterdir()) == [old]
-    assert old.read_text() == "old"
+    assert file.read_text() == "old"
