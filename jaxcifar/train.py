@@ -15,7 +15,7 @@ import jax
 
 from jaxcifar.config.commands import EvaluateConfig
 from jaxcifar.config.train import TrainConfig
-from jaxcifar.core.state import TrainState
+from jaxcifar.core.state import TrainState, short_repr
 from jaxcifar.errors import UserError
 from jaxcifar.evaluate import test_logits
 from jaxcifar.files.checkpoints import Checkpoints
@@ -28,6 +28,7 @@ from jaxcifar.runtime import loop, process, setup
 log = logging.getLogger(__name__)
 
 
+@short_repr
 class History(NamedTuple):
     """What a run leaves."""
 

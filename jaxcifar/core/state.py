@@ -1,8 +1,9 @@
 """The training state, its optimizer, and how they start."""
 
+import reprlib
 from functools import cache, partial, reduce
 from operator import getitem
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,20 @@ from jaxcifar.core.models import head, init
 
 Optimizer: TypeAlias = optax.GradientTransformation
 AdamState: TypeAlias = optax.ScaleByAdamState
+Class = TypeVar("Class", bound=type)
+SHORT = reprlib.Repr()
+SHORT.maxlevel = 1
+
+
+def short_repr(kind: Class) -> Class:
+    """Give a named tuple a repr of one line, for notebooks."""
+
+    def text(self: Any) -> str:
+        values = (f"{name}={SHORT.repr(value)}" for name, value in self._asdict().items())
+        return " ".join(f"{kind.__name__}({', '.join(values)})".split())
+
+    kind.__repr__ = text  # type: ignore[method-assign, assignment]
+    return kind
 
 
 class TrainState(train_state.TrainState):

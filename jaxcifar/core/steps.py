@@ -12,9 +12,10 @@ from flax import struct
 
 from jaxcifar.core.augment import Augmentation, normalize
 from jaxcifar.core.augment import augment as augment_images
-from jaxcifar.core.state import TrainState
+from jaxcifar.core.state import TrainState, short_repr
 
 
+@short_repr
 class Examples(NamedTuple):
     """Images, uint8 ``(N, 32, 32, 3)`` RGB, and labels, int32 ``(N,)``; numpy or jax arrays."""
 
@@ -22,6 +23,7 @@ class Examples(NamedTuple):
     labels: Any
 
 
+@short_repr
 class Dataset(NamedTuple):
     """Examples to train and to test with, as numpy arrays, and the class names by label."""
 

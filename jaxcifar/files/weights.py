@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxcifar.config.train import is_own
 from jaxcifar.core.models import INPUT_SHAPE
-from jaxcifar.core.state import TrainState, state_from
+from jaxcifar.core.state import TrainState, short_repr, state_from
 from jaxcifar.errors import UserError, difference, one_line
 from jaxcifar.files import atomic, networks, torch_files, torch_names
 from jaxcifar.files.checkpoints import DIGEST, METADATA_FILE, digest, read, steps
@@ -38,6 +38,7 @@ IN_CLONE = Path(__file__).parents[2] / "weights"
 log = logging.getLogger(__name__)
 
 
+@short_repr
 class Weights(NamedTuple):
     """A model's variables, and what else their source holds."""
 

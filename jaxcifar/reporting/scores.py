@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epy
 
+from jaxcifar.core.state import short_repr
 from jaxcifar.core.steps import Examples
 from jaxcifar.errors import UserError
 
@@ -40,6 +41,7 @@ class Scores:
     confusion: list[list[int]]  # images by label (rows) and prediction (columns)
 
 
+@short_repr
 class Evaluation(NamedTuple):
     """The logits of weights on test images, float32 ``(N, classes)``, and their scores."""
 

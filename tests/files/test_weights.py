@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from jaxcifar import TrainConfig, UserError
+from jaxcifar import TrainConfig, UserError, data, train
 from jaxcifar.core.models import abstract_variables
 from jaxcifar.core.state import make_optimizer, state_from
 from jaxcifar.core.steps import Metrics
@@ -50,7 +50,7 @@ def test_the_last_checkpoint_of_a_run_is_read(tmp_path):
         weights.load(tmp_path)
 
 
-def test_every_path_may_be_a_str(tmp_path):
+def test_every_path_may_be_a_str_and_no_repr_is_long(tmp_path):
     path = str(tmp_path / "w.safetensors")
     weights.write(path, LINEAR, weights.format_of(path), {})
     assert torch_files.read(path)[0]["1.weight"].shape == (10, 3072)
@@ -62,6 +62,11 @@ def test_every_path_may_be_a_str(tmp_path):
     config = TrainConfig(workdir=run.path)
     run.write_config(config, {})
     assert TrainConfig.from_json(str(run.path / "config.json")) == config
+    history = train.History(run.path, [{"step": step} for step in range(99)], 0.5, loaded.state())
+    for each in (loaded, history, data.load("digits")):
+        assert repr(each).startswith(f"{type(each).__name__}(")
+        assert "\n" not in repr(each)
+        assert len(repr(each)) < 700
 
 
 @pytest.mark.parametrize("bad", ["{", '["one"]', "7", "[" * 100_000])
