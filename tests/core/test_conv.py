@@ -88,33 +88,10 @@ def test_bfloat16_product_and_its_gradients(rows, inner, columns):
     assert_close(ours, exact, 2**-8)
 
 
-@pytest.mark.parametrize(
-    ("size", "channels", "kernel_size", "stride", "padding", "expected"),
-    [
-        (2, 4, 3, 1, 1, "dense"),
-        (4, 4, 1, 2, 0, "matmul"),
-        (8, 16, 3, 1, 1, "winograd"),
-        (8, 3, 3, 1, 1, "xla"),
-        (8, 16, 3, 2, 1, "xla"),
-        (6, 16, 3, 1, 1, "xla"),
-        (32, 3, 7, 2, 3, "xla"),
-    ],
-)
-def test_the_choice(size, channels, kernel_size, stride, padding, expected):
-    exact = "xla" if expected == "winograd" else expected
-    x, wide = (jax.ShapeDtypeStruct((3, size, size, channels), f) for f in ("float32", "float64"))
-    kernel = jax.ShapeDtypeStruct((kernel_size, kernel_size, channels, 5), "float32")
-    window = Window.of(kernel_size, stride, padding)
-    assert choose(x, kernel, window, backend="cpu", exact=False) == expected
-    assert choose(x, kernel, window, backend="cpu", exact=True) == exact
-    assert choose(wide, kernel, window, backend="cpu", exact=False) == exact
-    for backend in ("gpu", "tpu"):
-        assert choose(x, kernel, window, backend=backend, exact=False) == "xla"
-
-
-def test_the_precision_counts_also_of_a_function_that_was_traced_before():
+def test_backend_and_precision_count_also_of_a_function_that_was_traced_before():
     x, kernel = draw(1, (3, 8, 8, 16), (3, 3, 16, 5))
     window = Window.of(3, 1, 1)
+    assert choose(x, kernel, window, backend="gpu", exact=False) == "xla"
     convolve, plain = (jax.jit(partial(f, window=window)) for f in (conv2d, ALGORITHMS["xla"]))
     assert not np.array_equal(convolve(x, kernel), plain(x, kernel))
     with jax.default_matmul_precision("highest"):
@@ -130,8 +107,9 @@ def test_the_precision_counts_also_of_a_function_that_was_traced_before():
         ((5, 5), 4, 1, {"stride": (2, 1)}, "matmul"),
         ((2, 3), 4, (3, 2), {"padding": "same", "dilation": (1, 2)}, "dense"),
         ((8, 7), 4, (3, 2), {"stride": (1, 2), "dilation": 2, "padding": 1}, "xla"),
-        ((8, 8), 16, (3, 5), {"padding": (1, 2)}, "xla"),
         ((7, 7), 2, 7, {"padding": 3}, "xla"),
+        ((8, 8), 3, 3, {"padding": 1}, "xla"),
+        ((6, 6), 16, 3, {"padding": 1}, "xla"),
         ((8, 6), 4, 3, {"padding": 1, "groups": 4, "stride": (2, 1)}, "depthwise"),
         ((8, 6), 2, (2, 3), {"padding": "same", "groups": 2, "dilation": 2}, "depthwise"),
     ],
@@ -151,14 +129,3 @@ def test_a_layer_takes_the_fastest(size, channels, kernel_size, options, expecte
     options = {"stride": 1, "padding": 0} | options
     plain = partial(algorithms["xla"], window=Window.of(kernel_size, **options))
     assert_close(ours, result_and_gradients(plain, x, kernel), 1e-4)
-
-
-def test_bad_windows_are_refused():
-    x, kernel = draw(1, (1, 4, 4, 2), (3, 3, 2, 2))
-    for stride, padding in ((2, "same"), (1, "full")):
-        with pytest.raises(ValueError, match=f"padding '{padding}' with stride {stride}: use "):
-            Window.of(3, stride, padding)
-    with pytest.raises(ValueError, match=r"2 groups of \(3, 3, 2, 2\) do not fit"):
-        conv2d(x, kernel, Window.of(3, 1, 0, groups=2))
-    with pytest.raises(ValueError, match=r"do not fit images of \(1, 4, 4, 2\)"):
-        conv2d(x, kernel, Window.of(3, 1, 0, dilation=2))

@@ -13,22 +13,12 @@ from jaxcifar.core.inference import forward, logits
 from jaxcifar.core.state import create_state, make_optimizer
 from tests.tiny import Tiny
 
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8)
+
 
 @pytest.fixture(scope="module")
 def state():
     return create_state(jax.random.key(0), Tiny(), make_optimizer(1e-3))
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def expected(state, images):
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    apply = jax.jit(partial(state.apply_fn, train=False))
-    return np.asarray(apply(variables, normalize(jnp.asarray(images))))
 
 
 @pytest.mark.parametrize(
@@ -36,28 +26,25 @@ def expected(state, images):
     [(0, 30, 30), (1, 30, 30), (5, 10**6, 32), (50, 30, 30), (50, 10**6, 50)],
 )
 def test_every_image_is_covered_once_in_batches_of_one_size(
-    state, images, expected, monkeypatch, count, batch_size, size
+    state, monkeypatch, count, batch_size, size
 ):
-    sizes, counts = set(), []
+    images, sizes, counts = IMAGES[:count], set(), []
     monkeypatch.setattr(inference, "MIN_BATCH", 32)
     monkeypatch.setattr(
         inference, "forward", lambda state, batch: sizes.add(len(batch)) or forward(state, batch)
     )
-    ours = logits(state, images[:count], batch_size=batch_size, on_batch=counts.append)
+    ours = logits(state, images, batch_size=batch_size, on_batch=counts.append)
     assert sizes == {size}  # no larger than the images need
     assert counts == [min(size, count - start) for start in range(0, max(count, 1), size)]
-    np.testing.assert_array_equal(ours, logits(state, images[:count], batch_size=batch_size))
+    np.testing.assert_array_equal(ours, logits(state, images, batch_size=batch_size))
     assert (ours.shape, ours.dtype) == ((count, 10), np.float32)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    apply = jax.jit(partial(state.apply_fn, train=False))
+    expected = apply(variables, normalize(jnp.asarray(IMAGES)))
     np.testing.assert_allclose(ours, expected[:count], atol=1e-5 * np.abs(expected).max())
 
 
-def test_images_of_another_shape_or_dtype_are_refused(images):
-    for wrong in (images[0], images[:, :28], images / np.float32(255)):
+def test_images_of_another_shape_or_dtype_are_refused():
+    for wrong in (IMAGES[0], IMAGES[:, :28], IMAGES / np.float32(255)):
         with pytest.raises(ValueError, match=r"expected uint8 images \(N, 32, 32, 3\), got "):
             logits(None, wrong, batch_size=8)
-
-
-def test_a_bfloat16_network_gives_float32_logits(state):
-    state = state.replace(apply_fn=Tiny(dtype="bfloat16").apply)
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
-    assert jax.eval_shape(forward, state, images).dtype == jnp.float32
