@@ -46,7 +46,7 @@ def main(config: PortConfig) -> None:
         atomic.check_output(Path(config.report), source=source, force=config.force)
         if Path(config.report).resolve() == target.resolve():
             raise UserError(f"{target} cannot be the output and the report: choose another name")
-    target_format = config.to or weights.format_of(target)
+    target_format = weights.format_of(target)
     load = partial(weights.load, input_shape=config.input_shape)
     loaded = load(source, **config.chosen, optimizer=True)
     tensors = torch_names.torch_view(loaded.variables)

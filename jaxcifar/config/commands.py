@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from jaxcifar.config.options import Options, Positive, Range, argument, option, optional, required
 from jaxcifar.config.train import COMPILE_CACHE, DATASETS, DataSet, Model
@@ -96,9 +96,6 @@ class PortConfig(WeightsOptions):
     )
     output: str = argument(
         "what to write: a directory (Orbax), NAME.safetensors, or NAME.ckpt/.pt/.pth (torch)"
-    )
-    to: Literal["orbax", "safetensors", "torch"] | None = optional(
-        "the format of OUTPUT (default: by its name)"
     )
     input: Shape = option(
         "3x32x32", "the images of your own network: channels, height and width", metavar="CxHxW"

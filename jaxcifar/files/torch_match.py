@@ -57,9 +57,9 @@ def check(what: str, expected: Leaves, tensors: Tensors) -> None:
     ours = {key: leaf.shape for key, leaf in expected.items()}
     theirs = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     absent = [key for key in ours if key not in theirs and not key.endswith(BATCHES)]
-    # For a shape of no axis, torch also takes one value in one axis.
-    allowed = {key: (shape, shape or (1,)) for key, shape in ours.items()}
-    others = [key for key in ours if key in theirs and theirs[key] not in allowed[key]]
+    others = [key for key in ours if key in theirs and theirs[key] != ours[key]]
+    # Torch also takes the first value of one axis for no axis.
+    others = [key for key in others if ours[key] or len(theirs[key]) != 1 or theirs[key] == (0,)]
     problems: dict[str, dict[str, object]] = {
         "missing": {key: ours[key] for key in absent},
         "unexpected": {key: shape for key, shape in theirs.items() if key not in ours},

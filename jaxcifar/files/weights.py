@@ -143,7 +143,7 @@ def format_of(path: str | Path) -> Format:
     """Return the format of a file's suffix, without one Orbax's; else raise ``UserError``."""
     suffix = Path(path).suffix.lower()
     if suffix and suffix not in FORMATS:
-        raise UserError(f"{path}: unknown format; use {', '.join(FORMATS)}, no suffix, or --to")
+        raise UserError(f"{path}: unknown format; use {', '.join(FORMATS)} or no suffix")
     return FORMATS.get(suffix, "orbax")
 
 
