@@ -64,5 +64,5 @@ def main(config: EvaluateConfig) -> None:
     print(one_line(f"{model} on {scores.images} test images of {dataset}"))
     print(f"Accuracy of the model on the test images: {100 * scores.accuracy:.2f} %")
     print(f"  95 % interval {100 * low:.2f} to {100 * high:.2f} %")
-    print(f"Loss {scores.loss:.4f}, calibration error {scores.calibration_error:.4f}{top5}")
+    print(f"Loss {scores.loss:.4f}{top5}")
     print(f"\n{table(scores)}")

@@ -17,12 +17,6 @@ from jaxcifar.errors import UserError
 from jaxcifar.files import atomic, weights
 from jaxcifar.runtime import process
 
-USAGE = {
-    "torch": "model.load_state_dict(torch.load({}))",
-    "safetensors": "model.load_state_dict(safetensors.torch.load_file({}))",
-    "stablehlo": "jax.export.deserialize(bytearray(open({}, 'rb').read())).call(images)",
-}
-
 
 def to_stablehlo(source: weights.Weights) -> bytearray:
     """Return the forward pass as a program that ``jax.export.deserialize`` reads.
@@ -53,4 +47,4 @@ def main(config: ExportConfig) -> None:
             weights.write(path, loaded, kind, {})
         size = f"{path.stat().st_size / 2**20:.1f} MiB"
     facts = f"{kind}, {loaded.model}, {loaded.num_classes} classes, {size}"
-    print(f"wrote {target} ({facts}); use it with {USAGE[kind].format(repr(str(target)))}")
+    print(f"wrote {target} ({facts})")

@@ -25,9 +25,7 @@ class WeightsOptions(Options):
     )
     model: Model | None = optional(NETWORK, metavar="NAME")
     ema: bool = option(False, "use the exponential moving average in a torch file")
-    prefix: str | None = optional(
-        "use the weights below this key, if a torch file has several copies", metavar="KEY"
-    )
+    prefix: str | None = optional("use the weights below this key of a torch file", metavar="KEY")
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -67,10 +65,8 @@ class ExportConfig(WeightsOptions):
     """Write weights for torch, safetensors or plain JAX."""
 
     output: str = argument(
-        "the file to write: NAME.ckpt/.pt/.pth (a torch state dict), NAME.safetensors, or"
-        " NAME.stablehlo (a program with the weights inside, which runs with plain JAX, without"
-        f" jaxcifar, on {', '.join(PLATFORMS)}; it maps uint8 images (N, 32, 32, 3) to float32"
-        " logits (N, classes))"
+        "NAME.ckpt/.pt/.pth (a torch state dict), NAME.safetensors, or NAME.stablehlo (a program"
+        f" for plain JAX on {', '.join(PLATFORMS)}: uint8 images (N, 32, 32, 3) to float32 logits)"
     )
     force: bool = option(False, "replace an existing OUTPUT")
 
@@ -94,9 +90,7 @@ class PortConfig(WeightsOptions):
         "a torch .ckpt/.pt/.pth, a .safetensors file, an Orbax checkpoint, a run directory, or"
         " pretrained"
     )
-    output: str = argument(
-        "what to write: a directory (Orbax), NAME.safetensors, or NAME.ckpt/.pt/.pth (torch)"
-    )
+    output: str = argument("NAME.ckpt/.pt/.pth (torch), NAME.safetensors or a directory (Orbax)")
     input: Shape = option(
         "3x32x32", "the images of your own network: channels, height and width", metavar="CxHxW"
     )
@@ -108,7 +102,7 @@ class PortConfig(WeightsOptions):
     )
     train_step: bool = option(False, "compare the running statistics after one training step, too")
     data_dir: str | None = optional(
-        f"compare on {VERIFY_IMAGES} CIFAR-10 test images, too; they are or will be loaded here"
+        f"compare on {VERIFY_IMAGES} CIFAR-10 test images from here, too"
     )
     report: str | None = optional("write what was done and measured to this JSON file")
     dry_run: bool = option(False, "check and compare, but write nothing except the report")

@@ -65,9 +65,7 @@ Seed = Annotated[int, Range("between 0 and 4294967295", lambda value: 0 <= value
 class TrainConfig(Options):
     """Train a network and print its test accuracy."""
 
-    model: Model = option(
-        "vgg16", f"the network, one of {MODELS}", metavar="NAME", group="network and data"
-    )
+    model: Model = option("vgg16", f"one of {MODELS}", metavar="NAME", group="network and data")
     dataset: DataSet = option(
         "cifar10",
         f"the data, one of {DATASETS}; digits needs no network; a folder holds images of any size"
@@ -75,79 +73,60 @@ class TrainConfig(Options):
         metavar="NAME",
     )
     data_dir: str | None = optional(
-        "where the data is or will be downloaded to: a TFDS directory, or one that holds a CIFAR"
-        " archive or its unpacked folder (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)"
+        "a TFDS directory, or one with a CIFAR archive or its folder; downloads go there, too"
+        " (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)"
     )
     workdir: str | None = optional(
         "the run directory (default: runs/DATASET-MODEL-TIME)", group="start and resume"
     )
     resume: bool = option(
         False,
-        "continue the run in --workdir from its last checkpoint, if there is one, with its saved"
-        " options; only --epochs, --limit-steps and the options for logging and checkpoints can"
-        " change",
+        "continue from the last checkpoint in --workdir, if there is one, with the saved options;"
+        " only --epochs, --limit-steps and those for logging and checkpoints can change",
     )
     init_from: str | None = optional(
-        "start from these weights and Adam moments: a torch .ckpt/.pt/.pth, a .safetensors file, a"
-        " ported checkpoint, a run directory, or pretrained; for other classes the last layer is"
-        " drawn anew"
+        "start from these weights and Adam moments, whatever jaxcifar evaluate takes; for other"
+        " classes the last layer is drawn anew"
     )
     ema: bool = option(False, "use the exponential moving average in the torch file of --init-from")
     epochs: Positive = option(1, "passes over the training images", group="training")
-    limit_steps: Positive | None = optional(
-        "end after this many steps in all, to try a run out (default: --epochs)"
-    )
+    limit_steps: Positive | None = optional("end after this many steps, to try a run out")
     batch_size: Positive = option(100, "images per step; the last partial batch is dropped")
     learning_rate: Rate | None = optional(
         "Adam's initial learning rate (default: 0.001, or that of the torch Adam in --init-from)"
     )
-    decay_rate: Decay = option(
-        1 / 3, "factor on the learning rate at each decay, also as a fraction (1: no decay)"
-    )
-    decay_epochs: Positive = option(
-        20, "epochs between two decays (20 in the original's code, 1 in its report)"
-    )
-    warmup_epochs: Count = option(
-        0, "epochs in which the learning rate first rises, linearly at each step"
-    )
-    weight_decay: NotNegative = option(
-        0.0, "AdamW's decoupled weight decay (torch's AdamW: 0.01; 0: Adam)"
-    )
+    decay_rate: Decay = option(1 / 3, "factor on the learning rate at each decay (1: no decay)")
+    decay_epochs: Positive = option(20, "epochs between two decays (in the original's report: 1)")
+    warmup_epochs: Count = option(0, "epochs in which the rate first rises, linearly by step")
+    weight_decay: NotNegative = option(0.0, "AdamW's decoupled weight decay (0: plain Adam)")
     dropout_rate: Share = option(0.5, "dropout before VGG's linear layers")
     augment: Literal["auto", "crop-flip", "crop", "none"] = option(
         "auto",
-        "random crop (4 pixels of zero padding) and horizontal flip; auto: crop-flip for CIFAR,"
-        " none for digits, crop for a folder, because a mirrored letter or sign can change meaning",
+        "random crop in a border of 4 pixels, and horizontal flip; auto: crop-flip for CIFAR,"
+        " none for digits, crop for a folder, where a mirrored image can mean something else",
     )
     val_fraction: Share = option(
         0.0,
-        "share of the training images held out for validation, the same ones for every seed; the"
-        " best checkpoint by validation is kept, too",
+        "share of the training images held out for validation; keeps the best checkpoint, too",
     )
     precision: Literal["float32", "bfloat16"] = option(
         "float32",
-        "compute dtype; parameters stay float32. On a CPU, bfloat16 makes only the ResNet faster,"
-        " and only with bfloat16 instructions (avx512_bf16, amx_bf16)",
+        "compute dtype; on a CPU, bfloat16 makes only the ResNet faster, where it has avx512_bf16",
     )
     seed: Seed = option(0, "seeds the weights, the order of the images, crops, flips and dropout")
     on_nonfinite: Literal["stop", "skip"] = option(
         "stop", "if a loss is not finite: stop, or skip and count each update that is not finite"
     )
     coordinator: Address | None = optional(
-        "for training with several processes: HOST:PORT of process 0, the same for all; auto"
-        " takes this and the next two from Slurm, Kubernetes, Open MPI or the TPU",
+        "process 0; auto takes all three from Slurm, Kubernetes, Open MPI or the TPU",
         metavar="HOST:PORT",
         group="several processes",
     )
     num_processes: Positive | None = optional("how many processes train together")
     process_id: int | None = optional("the index of this process, from 0")
-    report: bool = option(
-        True, "do not write a report to WORKDIR/report", group="reports and checkpoints"
-    )
+    report: bool = option(True, "do not write a report", group="reports and checkpoints")
     log_every: Positive = option(100, "steps between two reported losses")
-    checkpoint_every: Count = option(
-        0, "steps between two checkpoints, in addition to one after each epoch (0: none)"
-    )
+    checkpoint_every: Count = option(0, "steps between checkpoints beside those after each epoch")
     keep: Positive = option(3, "how many of the last checkpoints to keep")
     compile_cache: bool = option(True, COMPILE_CACHE)
 

@@ -36,7 +36,6 @@ class Scores:
     accuracy_interval: tuple[float, float]  # 95 %, by Wilson (1927)
     loss: float  # mean cross-entropy, in nats
     top5: float | None  # top-5 accuracy, None for at most five classes
-    calibration_error: float  # expected, over 15 equal bins (Guo et al., 2017)
     classes: tuple[ClassScores, ...]  # in the order of the labels
     confusion: list[list[int]]  # images by label (rows) and prediction (columns)
 
@@ -70,12 +69,9 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
     """Score logits, ``(N, C)``, by labels, ``(N,)``; raise ``UserError`` if one is not finite."""
     check_finite(logits)
     loss, accuracy = loss_and_accuracy(logits, labels)
-    confidence = special.softmax(logits.astype(np.float64), axis=1).max(axis=1)
     predicted, classes = logits.argmax(axis=1), np.arange(len(class_names))
     correct = predicted == labels
     interval = stats.binomtest(int(correct.sum()), len(labels)).proportion_ci(method="wilson")
-    bins = np.searchsorted(np.linspace(0, 1, 16)[1:-1], confidence)
-    gaps = np.bincount(bins, weights=correct - confidence)  # in each bin, times its images
     options: Any = {"labels": classes, "zero_division": 0}
     columns = metrics.precision_recall_fscore_support(labels, predicted, **options)
     top5 = None
@@ -87,7 +83,6 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
         accuracy_interval=(float(interval.low), float(interval.high)),
         loss=loss,
         top5=top5,
-        calibration_error=float(np.abs(gaps).sum() / len(labels)),
         classes=tuple(map(ClassScores, class_names, *(column.tolist() for column in columns))),
         confusion=metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
     )

@@ -22,8 +22,6 @@ def test_a_small_case_by_hand():
     scores = score(logits_for([0, 0, 1, 1, 2, 2], np.repeat([0.9, 0.5], 3)), labels, NAMES)
     probabilities = np.array([0.9, 0.9, 0.1 / 5, 0.5, 0.5 / 5, 0.5])  # of the labels
     assert scores.loss == pytest.approx(-np.log(probabilities).mean(), rel=1e-6)
-    gap = np.abs(2 / 3 - np.array([0.9, 0.5])).mean()  # of two bins
-    assert scores.calibration_error == pytest.approx(gap, rel=1e-5)
     assert scores.accuracy_interval == pytest.approx((0.2999933, 0.9032286))  # Wilson's formula
     assert scores.confusion[0] == [2, 1, 0, 0, 0, 0]
     assert confusions(scores) == [("a", "b", 1, 1 / 3), ("b", "c", 1, 0.5)]
@@ -48,4 +46,3 @@ def test_sums_agree(seed, count, classes):
     assert [row.images for row in scores.classes] == np.sum(scores.confusion, axis=1).tolist()
     ranks = (logits > logits[np.arange(count), labels][:, None]).sum(1)
     assert scores.top5 == (None if classes <= 5 else pytest.approx((ranks < 5).mean()))
-    assert 0 <= scores.calibration_error <= 1
