@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import json
-import math
 import os
 from pathlib import Path
 from unittest.mock import Mock
@@ -103,11 +101,8 @@ def test_a_failed_start_leaves_nothing_behind(exists, tmp_path):
     assert RunDirectory(path).read_metrics() == [{"step": 1, "split": "train", "loss": 1.0}]
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError()]
-)
-def test_a_file_system_without_locks_is_said(error, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(filelock.FileLock, "acquire", Mock(side_effect=error))
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(filelock.FileLock, "acquire", Mock(side_effect=OSError(errno.ENOLCK, "No")))
     with RunDirectory(tmp_path).locked():
         assert "cannot be locked: start no other run in it" in caplog.text
 
@@ -129,17 +124,10 @@ def test_a_link_that_leads_out_of_a_run_is_refused(name, tmp_path):
 ODD = [
     b"",
     b"[1]",
-    b"null",
     b"\xff",
     b"[" * 10**5,
     b'{"learning_rate": "fast"}',
-    b'{"dataset": 5}',
     b'{"learning_rate": 1%s}' % (b"0" * 400),
-    b'{"epochs": 1%s}' % (b"0" * 400),
-    b'{"epochs": 1%s}' % (b"0" * 5000),
-    b'{"data_dir": "a\\u0000"}',
-    b'{"learning_rate": NaN}',
-    b'{"model": null}',
     b'{"nothing": 1}',
 ]
 
@@ -158,11 +146,3 @@ def test_files_of_a_run_that_do_not_fit_are_said_in_a_line(content, tmp_path, ca
     with contextlib.suppress(UserError):
         assert run.read_metrics() == []
         assert (METRICS_FILE in caplog.text) == (content != b"")
-
-
-def test_odd_values_of_records_are_left_out(tmp_path):
-    records = [{"step": 1, "split": "train", "loss": math.inf, "note": "x", "n": 10**400}]
-    records += [{"step": None, "split": "val"}, {"step": True, "split": "val"}, {"step": 2}]
-    (tmp_path / METRICS_FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
-    expected = [{"step": 1, "split": "train", "loss": math.inf}]
-    assert RunDirectory(tmp_path).read_metrics() == expected

@@ -38,7 +38,7 @@ FIRST = "features.0.weight"
 VGG = hollow()
 
 
-def hollow_adam(moment=0.5, step=3.0, count=32, **group):
+def hollow_adam(step=3.0, count=32, **group):
     """The state dict of an Adam over a VGG16 with moments for ``count`` parameters, as small."""
     with torch.device("meta"):
         parameters = list(VGG16().parameters())
@@ -46,7 +46,7 @@ def hollow_adam(moment=0.5, step=3.0, count=32, **group):
     state = {
         index: {
             "step": torch.tensor(step),
-            "exp_avg": torch.as_tensor(moment).expand(parameter.shape),
+            "exp_avg": torch.tensor(0.5).expand(parameter.shape),
             "exp_avg_sq": torch.tensor(0.25).expand(parameter.shape),
         }
         for index, parameter in enumerate(parameters[:count])

@@ -134,7 +134,8 @@ def test_adams_state_arrives(capsys):
         parameter.grad = torch.rand_like(parameter)
     optimizer.step()
     optimizer.step()
-    content = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 1}
+    state_dict = module.state_dict()
+    content = {"model": state_dict, "optimizer": optimizer.state_dict(), "ema": state_dict}
     torch.save(content, "in.ckpt")
     port("in.ckpt", "out", "--no-verify", "--report", "report.json")
     note = "in.ckpt: took Adam's moments after 2 steps, learning rate 0.0003"
@@ -145,9 +146,11 @@ def test_adams_state_arrives(capsys):
     assert_same([loaded.adam.mu, loaded.adam.nu], moments(optimizer, module))
     for path in ("in.ckpt", "out"):
         assert weights.load(path).adam is None  # unless asked for
+    averaged = weights.load("in.ckpt", ema=True, optimizer=True)
+    assert averaged.adam is None  # the moments belong to the other copy
     port("out", "out.ckpt", "--no-verify")
     assert "without Adam's moments: only an Orbax" in capsys.readouterr().out
-    files.assert_equal(module.state_dict(), torch.load("out.ckpt"))
+    files.assert_equal(state_dict, torch.load("out.ckpt"))
 
 
 MOMENTUM = {"momentum_buffer": torch.zeros(1)}  # of SGD
@@ -160,17 +163,11 @@ NUMBERS = {"step": 1, "exp_avg": 0, "exp_avg_sq": 0}
     [
         (hollow_adam() | {"state": dict.fromkeys(range(32), MOMENTUM)}, "it is malformed"),
         (hollow_adam(weight_decay=0.01), "has weight_decay 0.01, training has 0"),
-        (hollow_adam(betas=(0.5, 0.999)), "has betas (0.5, 0.999), training has (0.9, 0.999)"),
         (hollow_adam(params=[*range(31), "last"]), ""),
-        (hollow_adam(step=float("nan")), "step"),
         (hollow_adam(step=1e12), "step"),
-        (hollow_adam(lr=10**400), ""),
         (hollow_adam(betas=NESTED), ""),
         (hollow_adam(count=31), "a state for 31 of 32 parameters"),
-        (hollow_adam() | {"param_groups": [{}]}, ""),
-        (hollow_adam() | {"param_groups": None}, ""),
         (hollow_adam() | {"state": dict.fromkeys(range(32), NUMBERS)}, ""),
-        ([hollow_adam(), hollow_adam()], "it is malformed"),
     ],
 )
 def test_an_optimizer_that_cannot_be_continued_is_left(capsys, optimizer, words):
@@ -178,14 +175,3 @@ def test_an_optimizer_that_cannot_be_continued_is_left(capsys, optimizer, words)
     assert "Warning: in.ckpt: left the optimizer: " in printed
     assert weights.load("in.ckpt", optimizer=True).adam is None
     assert words in printed
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_moments_in_half_precision_arrive_unless_averages_are_taken(capsys, dtype):
-    adam = hollow_adam(torch.tensor(0.5, dtype=dtype))
-    content = {"state_dict": VGG, "ema": AVERAGES, "optimizer": adam}
-    assert "Adam's moments after 3 steps" in takes(capsys, content)
-    adam = weights.load("in.ckpt", optimizer=True).adam
-    assert all((leaf == 0.5).all() for leaf in jax.tree.leaves(adam.mu))
-    assert "left the optimizer: it belongs to" in takes(capsys, content, "--ema")
-    assert weights.load("in.ckpt", ema=True, optimizer=True).adam is None

@@ -3,10 +3,9 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.porting.files import VGG, port, refused, torch
+from tests.porting.files import port, refused
 from tests.porting.test_own_networks import write
 
 FLAGS = "--against", "mine.py:Mine"
@@ -25,14 +24,11 @@ def _leave_no_trace(monkeypatch):
     ("body", "words"),
     [
         (FORWARD + "super().forward(x) * 1.001", "outputs differ from torch's, first logits"),
-        (FORWARD + "super().forward(x)[:, :6]", "first logits"),
         (INIT + "super().__init__(7); self.act = nn.Identity()", "first act"),
         (FORWARD + "(super().forward(x),)", "no single tensor of logits: nothing was written"),
         (FORWARD + "1 / 0  # no way\n", "torch's model fails: ZeroDivisionError"),
-        (INIT + "raise RuntimeError('no\\nway')", "RuntimeError: no way"),
         (INIT + "super().__init__(8)", "does not take these weights"),
         ("    pass\nraise SystemExit(0)", "mine.py:Mine: SystemExit"),
-        ("    pass\n)", "SyntaxError"),
         ("    pass\ndel Mine", "mine.py:Mine: AttributeError"),
         ("    pass\nMine = lambda: 3", "does not take these weights"),
     ],
@@ -61,20 +57,3 @@ def test_a_file_with_your_own_torch_class_is_compared(capsys, checkpoints):
     port(checkpoints["vgg16"], "out.ckpt", *FLAGS)
     assert "verified against mine.py:Mine on 16 images" in capsys.readouterr().out
     assert Path("out.ckpt").exists()
-
-
-@pytest.mark.parametrize("name", ["none.py:Mine", "mine.py", "mine.py:", ":Mine"])
-def test_a_class_that_is_not_there_is_named(name):
-    Path("mine.py").write_text(DATACLASS)
-    torch.save(VGG, "in.ckpt")
-    assert name in refused("in.ckpt", "out", "--against", name)
-
-
-def test_an_infinite_logit_does_not_hide_the_others():
-    module, name = write()
-    Path("mine.py").write_text(MINE + FORWARD + "super().forward(x) * 1.01")
-    bias = torch.tensor([float("inf"), *range(6)])
-    torch.save(module.state_dict() | {"fc.bias": bias}, "net.pth")
-    with np.errstate(invalid="ignore"):
-        message = refused("net.pth", "out.ckpt", "--model", name, *FLAGS)
-    assert "fc gives NaN or infinity" in message
