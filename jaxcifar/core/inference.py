@@ -36,9 +36,8 @@ def logits(
 ) -> np.ndarray:
     """Return float32 logits ``(N, classes)`` of uint8 images on the host, by one program.
 
-    The devices of ``mesh``, over which ``state`` is replicated, share each batch; ``batch_size`` is
-    rounded up to a multiple of them. All processes pass the same ``images``. ``on_batch`` gets the
-    number of images of each batch that is ready.
+    The devices of ``mesh``, over which ``state`` is replicated, share each batch. All processes
+    pass the same ``images``. ``on_batch`` gets the number of images of each batch that is ready.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.shape[1:] != INPUT_SHAPE:

@@ -35,8 +35,7 @@ MAX_ENTRIES = 10**6  # that are looked at; a file of a few bytes can claim any n
 def read(path: str | Path) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
     """Return every tensor by its dotted key, the optimizers' states, and the class names.
 
-    Tensors are read when they are used. Raises ``UserError`` if the file is damaged, would run code
-    or has no state dict.
+    Tensors are read when used. ``UserError`` if it is damaged, would run code or has no state dict.
     """
     path, metadata = Path(path), dict[str, Any]()
     with regular_file(path, sys.maxsize).open("rb") as file:

@@ -76,8 +76,7 @@ def to_flax(
 ) -> dict[str, Any]:
     """Map a state dict, of numpy arrays or CPU tensors, to ``{"params": ..., "batch_stats": ...}``.
 
-    Returns new C-contiguous numpy arrays in the model's dtypes. Raises ``PortError`` if keys or
-    shapes do not fit.
+    Returns new arrays in the model's dtypes. Raises ``PortError`` if keys or shapes do not fit.
     """
     if not isinstance(tensors, Mapping):
         raise UserError(f"a {type(tensors).__name__} is no state dict: pass model.state_dict()")

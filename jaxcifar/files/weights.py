@@ -80,9 +80,8 @@ def load(
 ) -> Weights:
     """Read the weights of a run, ``RUN:best``, a checkpoint, a file, or ``"pretrained"``.
 
-    ``model`` is the expected one, ``input_shape`` of its images. ``ema`` and ``prefix`` choose one
-    of several copies in a torch file, ``optimizer`` reads Adam's state, too. Raises ``UserError``
-    or ``OSError`` without good weights.
+    ``ema`` and ``prefix`` choose one of several copies in a torch file, ``optimizer`` reads Adam's
+    state, too. Raises ``UserError`` or ``OSError`` without good weights.
     """
     path = resolve(path, model)
     tensors, optimizers, info = _read_orbax(path) if path.is_dir() else torch_files.read(path)

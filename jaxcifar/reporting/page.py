@@ -19,10 +19,7 @@ def write_report(
     tests: Sequence[tuple[int, Evaluation]],
     output: str | Path | None = None,
 ) -> Path:
-    """Write a page and its figures to a directory; return the path of the page.
-
-    ``tests`` are of each run a step and the evaluation of its checkpoint.
-    """
+    """Write a page about runs, each with a step and its evaluation, and return the page's path."""
     paths = [run.path.resolve() for run in runs]
     common = os.path.commonpath([path.parent for path in paths])
     names = [str(path.relative_to(common)) for path in paths]

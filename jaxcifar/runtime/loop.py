@@ -33,8 +33,7 @@ class Outputs(NamedTuple):
 def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> TrainState:
     """Train from where the state stands; ``totals`` are the sums since its epoch began.
 
-    What is due after a step is reported once its state is on its way to disk; and here, if a run
-    was killed before it reported the step to start from.
+    A step is reported once its state is on its way to disk, or here if the run was killed before.
     """
     config, on_cpu = run.config, process.computes_on_cpu()
     sizes = {"examples": len(run.train.labels), "batch_size": config.batch_size}
