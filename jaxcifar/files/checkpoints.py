@@ -28,7 +28,6 @@ from jaxcifar.errors import UserError, one_line, regular_file
 from jaxcifar.files.atomic import explained
 
 log = logging.getLogger(__name__)
-VAL_ACCURACY = "val_accuracy"
 DIGEST = "sha256_of_values"  # in a checkpoint's metadata
 METADATA_FILE = "_CHECKPOINT_METADATA"
 
@@ -42,7 +41,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         self._metadata, policies = metadata, ocp.training.preservation_policies
         self._saving: ocp.AsyncResponse[bool] | None = None
         best = policies.BestN(
-            get_metric_fn=itemgetter(VAL_ACCURACY), n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=itemgetter("val_accuracy"), n=1, keep_checkpoints_without_metrics=False
         )
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
@@ -63,7 +62,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             self._saving = self._checkpointer.save_async(
                 int(tree["step"]),
                 tree,
-                metrics=None if val_accuracy is None else {VAL_ACCURACY: val_accuracy},
+                metrics=None if val_accuracy is None else {"val_accuracy": val_accuracy},
                 custom_metadata={**self._metadata, DIGEST: digest(tree)},
             )
 

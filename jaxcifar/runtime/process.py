@@ -145,5 +145,4 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{os.cpu_count()} x {processor}",
         "devices": f"{jax.device_count()} x {', '.join(kinds)}",
-        "processes": jax.process_count(),
     }
