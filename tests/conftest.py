@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_WAIT_POLICY"] = "passive"  # torch's threads yield to other processes
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the comparisons with torch are made on a CPU
+# Many tests compile the same programs, in several workers and in the commands that they start.
+if "JAXCIFAR_TEST_CACHE" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="jaxcifar-compiled-")
+    os.environ["JAXCIFAR_TEST_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # also the small ones
 
 import jax
 import numpy as np
@@ -17,26 +23,25 @@ from jaxcifar import TrainConfig, data
 from jaxcifar.core import models
 from jaxcifar.files import networks, weights
 
-TINY = "tests.tiny:Tiny"
+TINY, SMALL = "tests.tiny:Tiny", "tests.tiny:Small"
 create = networks.create  # which a test may replace
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the comparisons with torch are made on a CPU
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# Many tests compile the same programs, in several workers and in the commands that they start.
-if "JAXCIFAR_TEST_CACHE" not in os.environ:
-    _cache = tempfile.TemporaryDirectory(prefix="jaxcifar-compiled-")
-    os.environ["JAXCIFAR_TEST_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-jax.config.update("jax_compilation_cache_dir", os.environ["JAXCIFAR_TEST_CACHE"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "Cat": (0, 0, 255)}  # sorted: Cat, ant, bee
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _forget_programs() -> Iterator[None]:
-    """A program takes hundreds of memory maps, of which Linux gives a process 65,530."""
-    yield
+def _programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile in half the time where no bound on numbers depends on it, and forget it at the end.
+
+    A program takes hundreds of memory maps, of which Linux gives a process 65,530.
+    """
+    quick = request.path.parent.name in ("commands", "reporting", "runtime")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))  # of started processes
+        jax.config.update("jax_disable_most_optimizations", quick)
+        yield
     jax.clear_caches()
 
 
@@ -67,15 +72,19 @@ def use_few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "load", lambda name, data_dir=None, **options: few)
 
 
+def use_small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every network a small one, for tests that need no names of weights."""
+    monkeypatch.setattr(networks, "create", lambda name, **options: create(SMALL, **options))
+
+
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     use_few_digits(monkeypatch)
 
 
 @pytest.fixture
-def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every network of a run a tiny one, for tests that need no names of weights."""
-    monkeypatch.setattr(networks, "create", lambda name, **options: create(TINY, **options))
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_network(monkeypatch)
 
 
 def write_image(path: Path, colour: Any, size: Any = (32, 32), mode: str = "RGB") -> None:
@@ -108,19 +117,14 @@ def random_variables(name: str) -> dict[str, Any]:
         low = {"scale": 0.6, "var": 1}.get(path[-1].key, -0.25)
         return np.asarray(rng.uniform(low, low + 0.5, leaf.shape), leaf.dtype)
 
-    model = models.create_model(name)
+    model = networks.create(name)
     return jax.tree_util.tree_map_with_path(draw, models.abstract_variables(model))
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ported ResNet with random weights and statistics; its classes are named a to j."""
-    loaded = weights.Weights(
-        model="resnet50_layer4",
-        num_classes=10,
-        variables=random_variables("resnet50_layer4"),
-        class_names=tuple("abcdefghij"),
-    )
-    path = tmp_path_factory.mktemp("weights") / "resnet"
-    weights.write(path, loaded, "orbax", {})
+    """Random weights and statistics of the tiny network; its classes are named a to j."""
+    path = tmp_path_factory.mktemp("weights") / "tiny"
+    variables, names = random_variables(TINY), tuple("abcdefghij")
+    weights.write(path, weights.Weights(TINY, 10, variables, class_names=names), "orbax", {})
     return path

@@ -1,4 +1,4 @@
-"""A tiny network for whole runs, ``--model tests.tiny:Tiny``."""
+"""Tiny networks for whole runs, ``--model tests.tiny:Small``."""
 
 import flax.linen as nn
 
@@ -18,5 +18,19 @@ class Tiny(nn.Module):
             conv = Conv(features, kernel_size, padding=kernel_size // 2, name=f"conv{index}")
             x = BatchNorm(name=f"norm{index}")(conv(x, train=train), train=train)
             x = MaxPool(2, 2)(ReLU()(x, train=train), train=train)
-        x = nn.Dropout(0.5)(x.reshape(len(x), -1), deterministic=not train)
+        x = nn.Dropout(0.5)(x.reshape(x.shape[0], -1), deterministic=not train)
         return Linear(self.num_classes)(x, train=train)
+
+
+class Small(nn.Module):
+    """Batch norm and dropout, thus all that a training state can hold, and little to compile."""
+
+    num_classes: int = 10
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = MaxPool(4, 4)(images.astype(self.dtype), train=train)
+        x = BatchNorm(name="norm")(Conv(8, 1, name="conv")(x, train=train), train=train)
+        x = nn.Dropout(0.5)(x.reshape(x.shape[0], -1), deterministic=not train)
+        return Linear(self.num_classes, name="linear")(x, train=train)

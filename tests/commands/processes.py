@@ -5,18 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import TINY
+from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
+NO_TORCH = Path(__file__).with_name("no_torch")
 
 
-def start(workdir, options, model=TINY, **environment):
+def start(workdir, options, model=SMALL, **environment):
     """Start ``jaxcifar train`` on digits."""
     options = f"--dataset digits --log-every 1 --model {model} {options}".split()
     return subprocess.Popen(
         [sys.executable, "-m", "jaxcifar", "train", "--workdir", str(workdir), *options],
         cwd=ROOT,
-        env=os.environ | environment,
+        env=os.environ | {"PYTHONPATH": f"{NO_TORCH}{os.pathsep}{ROOT}"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -85,9 +85,10 @@ def test_only_given_flags_are_parsed():
         ("evaluate --checkpoint nowhere --batch-size 0", "--batch-size must be at least 1"),
         ("evaluate --checkpoint nowhere", "No such file or directory: 'nowhere'"),
         ("trian --epochs 1", "'port'); did you mean train?"),
+        ("train --coordinator auto --workdir x", "auto needs Slurm, Kubernetes, Open MPI or a TPU"),
     ],
 )
-def test_a_command_fails_in_one_line(line, message, run, tmp_path, tiny_network):
+def test_a_command_fails_in_one_line(line, message, run, tmp_path, small_network):
     name = line.split()[0]
     code, _, error = run(*line.split())
     assert code == 2

@@ -1,5 +1,6 @@
 """Two processes with two devices each do what one process does: ``make test-distributed``."""
 
+import shutil
 import signal
 import socket
 
@@ -18,9 +19,8 @@ pytestmark = pytest.mark.slow
 
 # At a larger rate, or with many biases before batch norms, float32 runs part: docs/scaling.md.
 OPTIONS = "--batch-size 96 --learning-rate 1e-6"
-# Two epochs of the tiny network, so that signals reach it on its way.
-TINY = (conftest.TINY, f"{OPTIONS} --epochs 2 --no-report")
-VGG16 = ("vgg16", OPTIONS)
+# Two epochs of the small network, so that signals reach it on its way.
+SMALL = (conftest.SMALL, f"{OPTIONS} --epochs 2 --checkpoint-every 4 --no-report")
 
 
 def start(network, path, devices, options=""):
@@ -35,15 +35,26 @@ def start_two(network, path, options=""):
     return [start(network, path, 2, f"{options} --process-id {index}") for index in range(2)]
 
 
-def assert_close(path, reference):
-    """The parameters, as one vector, are within 1e-5 of their length."""
-    runs = map(RunDirectory, (path, reference))
-    first, second = (
-        ocp.load(run.checkpoints_dir.absolute() / str(run.last_step())) for run in runs
+def finish_two(*arguments):
+    (out, _), silent = finish(*start_two(*arguments))
+    assert "Accuracy of the model on the test images" in out
+    assert "Step" not in silent[0]  # where Gloo reports a connection
+    assert silent[1] == ""
+
+
+def assert_same_run(path, reference):
+    """The parameters, as one vector, are within 1e-5 of their length; so is each loss."""
+    one, two = map(RunDirectory, (reference, path))
+    expected, found = (
+        ocp.load(run.checkpoints_dir.absolute() / str(run.last_step())) for run in (one, two)
     )
-    assert first["step"] == second["step"]
-    difference = jax.tree.map(np.subtract, first["params"], second["params"])
-    assert optax.tree.norm(difference) <= 1e-5 * optax.tree.norm(second["params"])
+    assert found["step"] == expected["step"]
+    difference = jax.tree.map(np.subtract, found["params"], expected["params"])
+    assert optax.tree.norm(difference) <= 1e-5 * optax.tree.norm(expected["params"])
+    expected, found = one.read_metrics(), two.read_metrics()
+    assert [r["step"] for r in found] == [r["step"] for r in expected]
+    losses = [[r["loss"] for r in each] for each in (found, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-5, atol=0)
 
 
 def assert_ends(process):
@@ -57,56 +68,38 @@ def assert_ends(process):
         assert "another task died" in error
 
 
-def test_no_cluster_is_said_to_be_missing(tmp_path):
-    process = start(TINY, tmp_path, 1, "--coordinator auto")
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "auto needs Slurm, Kubernetes, Open MPI or a TPU" in error
-    assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize("network", [TINY, pytest.param(VGG16, marks=pytest.mark.torture)])
-def test_two_processes_end_as_one_does(network, tmp_path):
-    finish(start(network, tmp_path / "one", 4))
-    (out, _), silent = finish(*start_two(network, tmp_path / "two"))
-    assert "Accuracy of the model on the test images" in out
-    assert "Step" not in silent[0]  # where Gloo reports a connection
-    assert silent[1] == ""
-    assert_close(tmp_path / "two", tmp_path / "one")
-    expected, records = (RunDirectory(tmp_path / name).read_metrics() for name in ("one", "two"))
-    assert [r["step"] for r in records] == [r["step"] for r in expected]
-    losses = [[r["loss"] for r in each] for each in (records, expected)]
-    np.testing.assert_allclose(*losses, rtol=1e-5, atol=0)
-
-
 def test_stopped_and_killed_runs_resume(tmp_path):
-    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    finish(start(TINY, undisturbed, 4))
+    run, killed, undisturbed = tmp_path / "run", tmp_path / "killed", tmp_path / "undisturbed"
+    finish(start(SMALL, undisturbed, 4))
 
     # A signal to one process stops both after the same step.
-    first, second = start_two(TINY, run, "--checkpoint-every 4")
+    first, second = start_two(SMALL, run)
     wait_for(first, "Step [3/")
     second.send_signal(signal.SIGTERM)
     _, error = first.communicate(timeout=60)
     second.communicate(timeout=60)
     assert (first.returncode, second.returncode) == (143, 143)
     assert f" --workdir {run} --resume --coordinator localhost:" in error
+    shutil.copytree(run, killed)
+    finish_two(SMALL, run, "--resume")
+    assert_same_run(run, undisturbed)
 
-    # A process that is killed ends the other.
-    first, second = start_two(TINY, run, "--resume --checkpoint-every 4")
-    wait_for(first, "Step [6/")
-    second.kill()
-    assert_ends(first)
-    second.communicate()
+    # A process that is killed ends the other, be it the first or the second.
+    for index in (0, 1):
+        both = start_two(SMALL, killed, "--resume")
+        wait_for(both[0], "Step [")
+        both[index].kill()
+        assert_ends(both[1 - index])
+        both[index].communicate()
 
     # One process with one device takes over.
-    finish(start(TINY, run, 1, "--resume"))
-    assert_close(run, undisturbed)
+    finish(start(SMALL, killed, 1, "--resume"))
+    assert_same_run(killed, undisturbed)
 
 
-def test_the_end_of_the_first_process_ends_the_others(tmp_path):
-    first, second = start_two(TINY, tmp_path)
-    wait_for(first, "Step [3/")
-    first.kill()
-    assert_ends(second)
-    first.communicate()
+@pytest.mark.torture
+def test_two_processes_train_vgg16_as_one_does(tmp_path):
+    network = "vgg16", OPTIONS
+    finish(start(network, tmp_path / "one", 4))
+    finish_two(network, tmp_path / "two")
+    assert_same_run(tmp_path / "two", tmp_path / "one")

@@ -10,14 +10,14 @@ from jaxcifar import Examples, UserError, train_and_evaluate
 from jaxcifar.core import state, steps
 from jaxcifar.files.run import RunDirectory
 from tests.conftest import assert_same, run_config
-from tests.tiny import Tiny
+from tests.tiny import Small
 
 step = jax.jit(steps.train_step, static_argnames=("augment", "skip_nonfinite"))
 
 
 @pytest.fixture(scope="module")
 def start():
-    return state.create_state(jax.random.key(0), Tiny(), optax.adam(1e-3))
+    return state.create_state(jax.random.key(0), Small(), optax.adam(1e-3))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_finite_step_is_the_same_with_and_without_skipping(start, batch):
 
 
 def test_a_nonfinite_loss_is_counted_and_its_step_can_be_skipped(start, batch):
-    bad = replace_leaf(start, "conv3", "kernel", lambda kernel: kernel.at[0, 0, 0, 0].set(jnp.nan))
+    bad = replace_leaf(start, "conv", "kernel", lambda kernel: kernel.at[0, 0, 0, 0].set(jnp.nan))
     _, metrics = step(bad, batch, jax.random.key(1))
     assert metrics.nonfinite == 1
     assert not np.isfinite(metrics.loss_sum)
@@ -56,8 +56,8 @@ def test_a_nonfinite_loss_is_counted_and_its_step_can_be_skipped(start, batch):
 
 def test_a_step_whose_gradients_alone_are_nonfinite_is_skipped(start, batch):
     """The logits stay finite, the gradient of the batch norm before them overflows."""
-    huge = replace_leaf(start, "norm3", "scale", lambda scale: scale * 1e-4)
-    huge = replace_leaf(huge, "Linear_0", "kernel", lambda kernel: kernel.at[:, 0].set(3e38))
+    huge = replace_leaf(start, "norm", "scale", lambda scale: scale * 1e-4)
+    huge = replace_leaf(huge, "linear", "kernel", lambda kernel: kernel.at[:, 0].set(3e38))
     _, metrics = step(huge, batch, jax.random.key(1))
     assert metrics.nonfinite == 0
     assert np.isfinite(metrics.loss_sum)
@@ -66,7 +66,7 @@ def test_a_step_whose_gradients_alone_are_nonfinite_is_skipped(start, batch):
     assert_same(after.params, huge.params)
 
 
-@pytest.mark.usefixtures("few_digits", "tiny_network")
+@pytest.mark.usefixtures("few_digits", "small_network")
 def test_a_run_stops_at_the_step_and_resumes_from_before_it(tmp_path, capsys):
     path = tmp_path / "run"
     rate = 1e38  # the first update makes weights of which the second loss is not finite

@@ -13,6 +13,7 @@ from PIL import Image
 from jaxcifar import UserError, cli, predict
 from jaxcifar.core import inference
 from jaxcifar.files import weights
+from tests.conftest import TINY
 
 BATCH = 8
 
@@ -37,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def state(checkpoint):
-    return weights.load(checkpoint).state()
+    return weights.load(checkpoint, model=TINY).state()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def expected(state):
 @pytest.fixture
 def call(checkpoint):
     """The command on the session's checkpoint."""
-    options = ["--checkpoint", str(checkpoint), "--batch-size", str(BATCH)]
+    options = ["--checkpoint", str(checkpoint), "--model", TINY, "--batch-size", str(BATCH)]
     return lambda *argv: cli.call("predict", [*options, *map(str, argv)])
 
 
@@ -68,7 +69,7 @@ def test_a_folder_as_json(call, folder, expected, capsys):
     assert call("--json", "--top", 2, folder) == 0
     out, error = capsys.readouterr()
     document = json.loads(out)
-    assert (error, document["model"]) == ("", "resnet50_layer4")
+    assert (error, document["model"]) == ("", TINY)
     paths = map(str, sorted(folder.iterdir()))
     for path, image, row in zip(paths, document["images"], expected, strict=True):
         assert image["image"] == path
@@ -120,7 +121,7 @@ def test_classes_without_names(dataset, count, caplog):
 
 
 def test_weights_that_are_not_finite_are_refused(call, checkpoint, folder, monkeypatch, capsys):
-    loaded = weights.load(checkpoint)
+    loaded = weights.load(checkpoint, model=TINY)
     nan = jax.tree.map(lambda leaf: leaf * np.float32("nan"), loaded.variables)
     monkeypatch.setattr(weights, "load", lambda *args, **options: loaded._replace(variables=nan))
     with pytest.raises(UserError, match="not finite"):

@@ -10,7 +10,7 @@ import pytest
 from jaxcifar.files.checkpoints import DIGEST
 from jaxcifar.files.run import RunDirectory
 from tests.commands.processes import finish, start, wait_for
-from tests.conftest import TINY
+from tests.conftest import SMALL
 
 # Every step writes a checkpoint, so that most kills fall into one.
 OPTIONS = "--batch-size 90 --checkpoint-every 1"
@@ -27,7 +27,7 @@ def result(workdir):
 @pytest.mark.parametrize(
     ("kills", "model", "options"),
     [
-        pytest.param(2, TINY, "--epochs 2 --no-report", marks=pytest.mark.slow),
+        pytest.param(2, SMALL, "--no-report", marks=pytest.mark.slow),
         pytest.param(20, "resnet50_layer4", "", marks=pytest.mark.torture),
     ],
 )
@@ -40,25 +40,18 @@ def test_killed_runs_end_as_an_undisturbed_one(kills, model, options, tmp_path):
     seconds = time.monotonic() - begin
     expected = result(tmp_path / "undisturbed")
 
-    rng = random.Random(3)
-    killed = runs = 0
-    while killed < kills:
-        runs += 1
-        workdir = tmp_path / f"run{runs}"
-        process = start(workdir, options, model)
-        while True:
-            moment = rng.uniform(0, seconds) if killed < kills else None
-            if moment and killed % 5 < 4:  # every fifth kill can fall into the start
-                wait_for(process, "Step [")
-            try:
-                finish(process, timeout=moment)
-                break
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-            killed += 1
-            saved = RunDirectory(workdir).last_step()
-            print(f"kill {killed} after {moment:.1f} s, step {saved}", flush=True)
-            process = start(workdir, options + " --resume" * (saved is not None), model)
-        assert result(workdir) == expected, f"run {runs} ended differently"
-        shutil.rmtree(workdir)  # half a gigabyte
+    rng, workdir = random.Random(3), tmp_path / "run"
+    for kill in range(kills + 1):
+        process = start(workdir, f"{options} --resume", model)
+        if kill < kills and kill % 5 < 4:  # every fifth kill can fall into the start
+            wait_for(process, "Step [")
+        try:
+            finish(process, timeout=rng.uniform(0, seconds) if kill < kills else None)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            print(f"kill {kill + 1} at step {RunDirectory(workdir).last_step()}", flush=True)
+        else:
+            assert result(workdir) == expected
+            shutil.rmtree(workdir)  # the next kill is one of another run
+    assert not workdir.exists()

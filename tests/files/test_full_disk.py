@@ -10,6 +10,7 @@ import pytest
 
 from jaxcifar import UserError, cli, export
 from jaxcifar.files.run import RunDirectory
+from tests.conftest import TINY
 from tests.files.test_checkpoints import kept, restore, save
 
 # The threads of Orbax that fail leave futures behind that nobody asks.
@@ -29,6 +30,14 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
+def fill(disk):
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1000))
+    return filler
+
+
 def test_a_directory_that_cannot_be_written_to_is_reported(small_disk):
     save(small_disk, 1)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -43,10 +52,7 @@ def test_a_directory_that_cannot_be_written_to_is_reported(small_disk):
 
 def test_a_full_disk_loses_no_checkpoint(small_disk):
     save(small_disk, 1)
-    filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(1000))
+    filler = fill(small_disk)
     with pytest.raises(UserError, match=r"cannot be written to.* checkpoints are intact; free"):
         save(small_disk, 2)
     filler.unlink()
@@ -81,11 +87,12 @@ def test_a_full_disk_keeps_the_old_output(
         old.mkdir()
         file = old / "_CHECKPOINT_METADATA"
     file.write_text("old")
+    filler = fill(small_disk)
     with pytest.raises(SystemExit) as end:
-        cli.main(*command.split(), str(checkpoint), str(old), "--force")
+        cli.main(*command.split(), str(checkpoint), str(old), "--force", "--model", TINY)
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"jaxcifar {command.split()[0]}: error: ")
     assert "free some space" in line
-    assert list(small_disk.iterdir()) == [old]
+    assert {*small_disk.iterdir()} == {old, filler}
     assert file.read_text() == "old"

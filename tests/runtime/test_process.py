@@ -42,48 +42,55 @@ def test_without_glibc_nothing_happens(monkeypatch):
 
 
 CACHE = """
-import jax, jax.numpy as jnp
+import jax, os, pathlib
 from jaxcifar.runtime import process
-process.keep_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((9, 9)))
-print(jax.config.jax_compilation_cache_dir)
+def keep(**environment):
+    os.environ.update(environment)
+    process.keep_programs()
+    jax.clear_caches()
+    jax.jit(lambda x: jax.numpy.sin(x) @ x)(jax.numpy.ones((9, 9)))
+    return pathlib.Path(jax.config.jax_compilation_cache_dir)
 """
 
 
-def cache_with(code=CACHE, **variables):
-    """The cache that a fresh process uses under these environment variables."""
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    environment |= {"JAX_PLATFORMS": "cpu"} | {k: str(v) for k, v in variables.items()}
-    command = [sys.executable, "-c", code]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert run.stderr == ""
-    return run.stdout.strip()
+def run(code):
+    """Run code in a fresh process that has no cache yet."""
+    environment = {k: v for k, v in os.environ.items() if "CACHE" not in k}
+    command = [sys.executable, "-c", CACHE + code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="another place than on Linux")
-def test_programs_are_kept_in_the_users_cache(tmp_path):
-    path = cache_with(XDG_CACHE_HOME=tmp_path)
-    assert path.startswith(f"{tmp_path}/jaxcifar/jaxlib-")
-    assert any(name.endswith("-cache") for name in os.listdir(path))
-    assert cache_with(XDG_CACHE_HOME=tmp_path) == path
-
-
-def test_a_damaged_program_is_replaced(tmp_path):
-    again = """
-paths = list(process.Path(jax.config.jax_compilation_cache_dir).glob("*-cache"))
+def test_programs_are_kept_in_the_users_cache_and_damaged_ones_replaced(tmp_path):
+    code = f"""
+path = keep(XDG_CACHE_HOME={str(tmp_path)!r})
+assert path.match({f"{tmp_path}/jaxcifar/jaxlib-*"!r})
+paths = list(path.glob("*-cache"))
 [path.write_bytes(path.read_bytes()[:9]) for path in paths]
-jax.clear_caches()
-jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((9, 9)))
+keep()
 assert max(path.stat().st_size for path in paths if path.exists()) > 9
 """
-    cache_with(CACHE + again, XDG_CACHE_HOME=tmp_path)
+    run(code)
 
 
-def test_a_cache_that_is_set_stays(tmp_path):
-    own, other = tmp_path / "own", tmp_path / "other"
-    assert cache_with(XDG_CACHE_HOME=other, JAX_COMPILATION_CACHE_DIR=own) == str(own)
-    assert not other.exists()
+def test_a_cache_that_is_set_stays(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    process.keep_programs()
+    assert process.jax.config.jax_compilation_cache_dir == os.environ["JAXCIFAR_TEST_CACHE"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_home_or_a_place_there_is_no_cache_and_no_error():
+    code = """
+os.path.expanduser, expanduser = lambda path: path, os.path.expanduser
+process.keep_programs()
+assert jax.config.jax_compilation_cache_dir is None
+os.path.expanduser = expanduser
+keep(XDG_CACHE_HOME="/dev/null")  # where no folder can be made
+"""
+    run(code)
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no backend"), ImportError("x")])
@@ -91,15 +98,6 @@ def test_without_a_device_the_variable_is_named(error, monkeypatch):
     monkeypatch.setattr(process.jax, "devices", Mock(side_effect=error))
     with pytest.raises(UserError, match=r"JAX_PLATFORMS=cpu \(.*(AssertionError|no backend|x).*\)"):
         process.start()
-
-
-def test_without_a_place_or_a_home_there_is_no_cache_and_no_error(monkeypatch, tmp_path):
-    cache_with(XDG_CACHE_HOME=__file__)  # where no folder can be made
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(process.os.path, "expanduser", lambda path: path)
-    monkeypatch.chdir(tmp_path)
-    process.keep_programs()
-    assert not list(tmp_path.iterdir())
 
 
 WINDOWS = """
@@ -127,7 +125,7 @@ jaxcifar.cli.main()
 def test_what_windows_lacks_is_not_needed(tmp_path):
     """A Linux without it trains; Windows itself may still differ."""
     options = (
-        "train --dataset digits --model tests.tiny:Tiny --batch-size 400 --no-report --workdir"
+        "train --dataset digits --model tests.tiny:Small --batch-size 400 --no-report --workdir"
     )
     command = [sys.executable, "-c", WINDOWS, *options.split(), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True)
