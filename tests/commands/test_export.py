@@ -94,13 +94,3 @@ def test_files_keep_every_bit_and_force_replaces_all_but_the_input(name, checkpo
 def test_bad_input_writes_nothing(output, flags, message, checkpoint, untouched):
     with pytest.raises(UserError, match=re.escape(message)):
         run_export(checkpoint, untouched / output, *flags)
-
-
-def test_an_interrupted_export_writes_nothing(checkpoint, untouched, monkeypatch):
-    def write_half(path, *args):
-        path.write_text("half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(weights, "write", write_half)
-    with pytest.raises(KeyboardInterrupt):
-        run_export(checkpoint, untouched / "there.ckpt", "--force")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcifar import UserError, cli, predict
+from jaxcifar import cli, predict
 from jaxcifar.core import inference
 from jaxcifar.files import weights
 from tests.conftest import TINY
@@ -108,22 +108,3 @@ def test_an_image_on_stdin(call, folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
     assert call("-") == 1
     assert "stdin is closed" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("dataset", "count"), [(None, 10), ("digits", 10), (None, 7)])
-def test_classes_without_names(dataset, count, caplog):
-    loaded = weights.Weights("vgg16", count, {}, dataset=dataset)
-    with caplog.at_level("INFO", "jaxcifar"):
-        names = predict._class_names("x.ckpt", loaded)
-    is_cifar10 = count == 10 and dataset != "digits"
-    assert (names[0], len(names)) == ("airplane" if is_cifar10 else "class 0", count)
-    assert ("x.ckpt has no class names; using CIFAR-10's" in caplog.text) == is_cifar10
-
-
-def test_weights_that_are_not_finite_are_refused(call, checkpoint, folder, monkeypatch, capsys):
-    loaded = weights.load(checkpoint, model=TINY)
-    nan = jax.tree.map(lambda leaf: leaf * np.float32("nan"), loaded.variables)
-    monkeypatch.setattr(weights, "load", lambda *args, **options: loaded._replace(variables=nan))
-    with pytest.raises(UserError, match="not finite"):
-        call("--json", folder)
-    assert capsys.readouterr().out == ""

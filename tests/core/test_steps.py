@@ -65,10 +65,10 @@ def train(initial, examples, *, count=1):
 def test_steps_are_pure_and_traced_once(initial, monkeypatch):
     traces = []
     real = steps.train_step
-    monkeypatch.setattr(steps, "train_step", lambda *a, **k: traces.append(1) or real(*a, **k))
+    monkeypatch.setattr(steps, "train_step", lambda *a, **k: traces.append(k["augment"]) or real(*a, **k))
     examples = digits(24)
     assert_same(train(initial, examples), train(initial, examples))
-    assert len(traces) == 1
+    assert traces == ["crop-flip"]
 
 
 def test_a_scan_of_steps_is_the_same_steps(initial):

@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-import re
 import shutil
 import tarfile
 from functools import partial
@@ -106,11 +105,3 @@ def test_a_hostile_pickle_never_runs(official, tmp_path):
     assert not marker.exists()
     pickle.loads(path.read_bytes())  # the trap works: without the check it would have run
     assert marker.exists()
-
-
-@by_name
-def test_the_published_checksums(source):
-    assert {*source.batches, source.names_files[0], *source.archives} <= set(source.md5)
-    assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in source.md5.values())
-    *train, test = source.batches.values()
-    assert (sum(train), test) == (50_000, 10_000)

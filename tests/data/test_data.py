@@ -100,10 +100,3 @@ def test_real_cifar10_beside_the_repository():
     assert dataset.test.images.shape == (1_000, 32, 32, 3)
     assert dataset.class_names == cifar.CLASS_NAMES
     np.testing.assert_array_equal(np.bincount(dataset.train.labels), 5000)
-
-
-def test_without_a_home_the_option_is_named(monkeypatch):
-    monkeypatch.setattr(data.os.path, "expanduser", str)
-    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    with pytest.raises(UserError, match=r"no home directory for ~.*: pass --data-dir"):
-        data.load("cifar10")

@@ -137,16 +137,6 @@ def test_many_classes_may_have_any_names(run, tmp_path):
     assert "&lt;script&gt;$x" in text
 
 
-@pytest.mark.parametrize(("count", "length"), [(2, 3), (10, 200), (100, 200)])
-def test_the_confusion_matrix_has_its_place_beside_long_names(count, length):
-    names = [f"{index:0{length}}" for index in range(count)]
-    figure = figures.confusion(np.eye(count, dtype=int).tolist(), names)
-    figure.draw_without_rendering()
-    box, axes = figure.axes[0].get_window_extent(), figure.axes[0]
-    assert box.width * box.height > 0.25 * figure.bbox.width * figure.bbox.height
-    assert len({label.get_text() for label in axes.get_xticklabels()}) == count
-
-
 def test_a_spike_does_not_flatten_the_curves():
     losses = [900.0, np.nan, *np.linspace(2, 0.1, 60)]
     records = [{"split": "train", "step": i, "loss": loss} for i, loss in enumerate(losses)]
