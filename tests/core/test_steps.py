@@ -65,7 +65,12 @@ def train(initial, examples, *, count=1):
 def test_steps_are_pure_and_traced_once(initial, monkeypatch):
     traces = []
     real = steps.train_step
-    monkeypatch.setattr(steps, "train_step", lambda *a, **k: traces.append(k["augment"]) or real(*a, **k))
+
+    def traced(*args, augment, **options):
+        traces.append(augment)
+        return real(*args, augment=augment, **options)
+
+    monkeypatch.setattr(steps, "train_step", traced)
     examples = digits(24)
     assert_same(train(initial, examples), train(initial, examples))
     assert traces == ["crop-flip"]

@@ -6,6 +6,7 @@ import socket
 import time
 from pathlib import Path
 
+import pooch
 import pytest
 from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.core.utils import Size
@@ -54,7 +55,7 @@ def test_a_failed_download_can_be_repeated_and_a_good_one_is_found(tmp_path, rng
         with Path(output).open("ab") as file:
             file.write(calls.pop(0))
 
-    monkeypatch.setattr(cifar.pooch, "HTTPDownloader", lambda **options: download)
+    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **options: download)
     assert "hash" in refusal(cifar.load, source, tmp_path / "data")
     for _ in range(2):
         assert_equal(cifar.load(source, tmp_path / "data"), dataset)
