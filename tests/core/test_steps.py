@@ -64,9 +64,8 @@ def train(initial, examples, *, count=1):
 
 def test_steps_are_pure_and_traced_once(initial, monkeypatch):
     traces = []
-    real = steps.train_step
 
-    def traced(*args, augment, **options):
+    def traced(*args, augment, real=steps.train_step, **options):
         traces.append(augment)
         return real(*args, augment=augment, **options)
 
