@@ -6,7 +6,6 @@ import importlib
 import logging
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -55,8 +54,11 @@ def main(*words: str) -> NoReturn:
         with suppress(OSError):
             print(f"{prog}: error: {one_line(str(error))}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt as interrupt:
-        code = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    except BaseException as error:  # importing a module in C turns a signal into another error
+        signals = [*console.received, *(error.args if isinstance(error, KeyboardInterrupt) else ())]
+        if not signals:
+            raise
+        code = 128 + signals[0]
     console.leave(code)
 
 
@@ -76,7 +78,6 @@ def call(name: str, argv: Sequence[str]) -> int | None:
     try:
         return importlib.import_module(f"jaxcifar.{name}").main(config)
     except Exception as error:
-        # On host or device, also if something else was raised from it.
         text = traceback.format_exc()
         disk = "No space left" in text
         if disk or not re.search(r"RESOURCE_EXHAUSTED|^\S*MemoryError", text, re.M):

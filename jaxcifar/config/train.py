@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -32,11 +33,6 @@ def is_own(model: str) -> bool:
     return model not in MODEL_NAMES
 
 
-def is_dataset(name: str) -> bool:
-    """Whether this names a data set; a folder need not exist."""
-    return name in AUTO_AUGMENTATION or (name.startswith(FOLDER_PREFIX) and name != FOLDER_PREFIX)
-
-
 def folder_path(dataset: str) -> Path:
     """Return the path in ``folder:PATH``, in which a shell leaves ``~`` alone."""
     return Path(os.path.expanduser(dataset.removeprefix(FOLDER_PREFIX)))
@@ -51,7 +47,8 @@ def _is_address(text: str) -> bool:
 Model = Annotated[
     str, Range(f"one of {MODELS}", lambda name: not is_own(name) or all(name.rpartition(":")))
 ]
-DataSet = Annotated[str, Range(f"one of {DATASETS}", is_dataset)]
+_DATASET = re.compile(f"{'|'.join(AUTO_AUGMENTATION)}|{FOLDER_PREFIX}.+", re.DOTALL)
+DataSet = Annotated[str, Range(f"one of {DATASETS}", lambda name: bool(_DATASET.fullmatch(name)))]
 Address = Annotated[str, Range("HOST:PORT or auto", _is_address)]
 Count = Annotated[int, Range("0 or more", lambda value: value >= 0)]
 NotNegative = Annotated[float, Range("0 or more", lambda value: 0 <= value < math.inf)]

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, NoReturn
 
+received: list[int] = []  # signals that stopped the command
+
 
 def protect_streams() -> None:
     """Keep closed streams, and characters that a stream cannot show, from ending a command."""
@@ -62,6 +64,7 @@ def _announce() -> None:
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
+    received.append(signum)
     _announce()
     raise KeyboardInterrupt(signum)  # so that half-written files are removed
 

@@ -12,8 +12,7 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt's parameters, fro
 
 
 def share_arenas() -> None:
-    """Allow two arenas, one for the main thread; call it before libraries start threads."""
-    # One would save 3 % of the memory, but threads would wait for it while XLA compiles.
+    """Allow two arenas, as threads would wait for one while XLA compiles; call it before any."""
     _mallopt(_ARENA_MAX, 2)
 
 

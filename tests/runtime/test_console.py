@@ -11,24 +11,18 @@ import pytest
 from jaxcifar.runtime import console
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses a Unix shell and devices")
-SLEEP = """
-import time
-from jaxcifar.runtime import console
-console.catch_signals()
-try:
-    print("ready", flush=True)
-    time.sleep(60)
-except KeyboardInterrupt as interrupt:
-    console.leave(128 + interrupt.args[0])
-"""
-
-
 COMMAND = """
-import logging, sys, types
+import logging, sys, time, types
 from jaxcifar import cli
 from jaxcifar.reporting.progress import Progress
 
 def main(config):
+    if config.seed:
+        print("ready", flush=True)
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise ImportError("as of a module in C")
     progress = Progress(4, 0)
     with open("file", "w") as file:
         assert file.fileno() > 2
@@ -72,7 +66,8 @@ def test_a_full_stdout_ends_another_command_in_a_line(tmp_path):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_announced_and_ends_a_command(signum):
-    process = subprocess.Popen([sys.executable, "-c", SLEEP], stdout=-1, stderr=-1, text=True)
+    words = [sys.executable, "-c", COMMAND, "train", "--seed", "1"]
+    process = subprocess.Popen(words, stdout=-1, stderr=-1, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signum)
     assert "stopping" in process.communicate(timeout=60)[1]
