@@ -37,7 +37,7 @@ def hours(records: list[dict[str, Any]], batch_size: int) -> str:
     """Return the time spent on training steps, by the pace of each interval."""
     seconds, last = 0.0, 0
     for record in records:
-        if record["split"] == "train":
+        if record["split"] == "train" and "images_per_second" in record:
             seconds += (record["step"] - last) * batch_size / record["images_per_second"]
             last = record["step"]
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02} min"
@@ -75,6 +75,12 @@ def results(runs: list[RunDirectory]) -> list[str]:
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *map(row, runs)]
     lines += ["", "The commands:", "", "```sh"]
     return [*lines, *(command_line(run.read_config(), "jaxcifar", "train") for run in runs), "```"]
+
+
+def by_network(run: RunDirectory) -> tuple[str, bool, int]:
+    """Sort runs by network, torch's behind ours, then by seed."""
+    config = run.read_config()
+    return config.model, run.path.name.startswith("torch-"), config.seed
 
 
 def first_epochs(run: RunDirectory, split: str) -> list[dict[str, Any]]:
@@ -131,8 +137,9 @@ def main() -> None:
     runs, others = runs_in(HERE), runs_in(BESIDE_TORCH)
     text = fill(PAGE.read_text(encoding="utf-8"), "runs", results(runs))
     if others:
-        text = fill(text, "comparison", comparison(runs + others))
-        figures.save(ASSETS / "results-beside-torch.png", draw_comparison, runs + others)
+        both = sorted(runs + others, key=by_network)
+        text = fill(text, "comparison", comparison(both))
+        figures.save(ASSETS / "results-beside-torch.png", draw_comparison, both)
     PAGE.write_text(text, encoding="utf-8")
     for model in sorted({run.read_config().model for run in runs}):
         shown = {r.path.name: r.read_metrics() for r in runs if r.read_config().model == model}

@@ -90,9 +90,9 @@ def _examples(records: list[bytes]) -> Examples:
 
 def _decode(pngs: list[bytes]) -> np.ndarray:
     """Return PNGs as uint8 ``(N, 32, 32, 3)``, more than twice as fast as opening each of them."""
-    if any(png[12:29] != _IHDR or int.from_bytes(png[33:37]) != len(png) - 57 for png in pngs):
+    if not all(p[12:29] == _IHDR and int.from_bytes(p[33:37]) == len(p) - 57 < 9999 for p in pngs):
         return np.stack([np.asarray(Image.open(io.BytesIO(png), formats=["PNG"])) for png in pngs])
     # As one high image, with a row of zeros above each, which the filter of its first row expects.
-    rows = b"".join([bytes(97) + zlib.decompressobj().decompress(png[41:], 3105) for png in pngs])
+    rows = b"".join([bytes(97) + zlib.decompress(png[41:-16]) for png in pngs])
     image = Image.frombytes("RGB", (32, 33 * len(pngs)), zlib.compress(rows, 0), "zip", "RGB")
     return np.asarray(image).reshape(-1, 33, 32, 3)[:, 1:]
