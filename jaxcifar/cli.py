@@ -79,8 +79,7 @@ def call(name: str, argv: Sequence[str]) -> int | None:
         return importlib.import_module(f"jaxcifar.{name}").main(config)
     except Exception as error:
         text = traceback.format_exc()
-        disk = "No space left" in text
-        if disk or not re.search(r"RESOURCE_EXHAUSTED|^\S*MemoryError", text, re.M):
+        if "No space left" in text or not re.search(r"EXHAUSTED|^\S*MemoryError", text, re.M):
             raise
         size, problem = getattr(config, "batch_size", 1), "there is not enough memory"
         advice = f"for --batch-size {size}: try {size // 2}" if size > 1 else ": free some"

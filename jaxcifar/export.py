@@ -45,6 +45,5 @@ def main(config: ExportConfig) -> None:
             path.write_bytes(to_stablehlo(loaded))
         else:
             weights.write(path, loaded, kind, {})
-        size = f"{path.stat().st_size / 2**20:.1f} MiB"
-    facts = f"{kind}, {loaded.model}, {loaded.num_classes} classes, {size}"
-    print(f"wrote {target} ({facts})")
+        size = path.stat().st_size / 2**20
+    print(f"wrote {target} ({kind}, {loaded.model}, {loaded.num_classes} classes, {size:.1f} MiB)")

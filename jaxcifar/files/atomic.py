@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ def explained(path: Path, kind: type[Exception] = OSError, advice: str = ADVICE)
         refused = kind is Exception or getattr(error, "errno", None) in REFUSALS
         if isinstance(error, UserError) or not refused:
             raise
+        time.sleep(1 if kind is Exception else 0)  # Orbax's threads would make folders again
         reason = getattr(error, "strerror", None) or f"{error!s:.120}"
         raise UserError(f"{path} cannot be written to ({reason}): {advice}") from error
 

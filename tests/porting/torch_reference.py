@@ -1,11 +1,13 @@
 """What the tests need of torch: random weights, and a map to Flax that is not the port's."""
 
 import numpy as np
-import torch
+import pytest
 from flax.traverse_util import unflatten_dict
-from torch import nn
 
-from jaxcifar.porting.torch_models import create_torch_model
+torch = pytest.importorskip("torch", reason="torch is not installed")
+from torch import nn  # noqa: E402
+
+from jaxcifar.porting.torch_models import create_torch_model  # noqa: E402
 
 NORMS = nn.BatchNorm1d | nn.BatchNorm2d
 RANGES = {"weight": (0.5, 1.5), "bias": (0, 1), "running_mean": (-0.3, 0.3)}
