@@ -45,13 +45,12 @@ def assert_close(ours, expected, bound):
     width=st.integers(1, 6),
     kernel_size=st.sampled_from([1, 2, 3, 7]),
     stride=st.integers(1, 3),
-    padding=st.integers(0, 3),
+    # The compiler of jax 0.12 aborts where a weight sees nothing but padding.
+    padding=st.integers(0, 3 if jax.__version_info__ < (0, 12) else 0),
     channels=st.integers(1, 4),
 )
 def test_plain_algorithms_equal_xlas(height, width, kernel_size, stride, padding, channels):
     assume(min(height, width) + 2 * padding >= kernel_size)
-    # The compiler of jax 0.12 aborts where a weight sees nothing but padding.
-    assume(padding == 0 or jax.__version_info__ < (0, 12))
     x, kernel = draw(height, (2, height, width, channels), (kernel_size, kernel_size, channels, 3))
     plain = run("xla", x, kernel, stride, padding)
     for name in ("dense", "matmul") if kernel_size == 1 and padding == 0 else ("dense",):

@@ -115,7 +115,7 @@ for module, names in ((signal, "SIGHUP SIGKILL SIGALRM"), (os, "geteuid getuid m
 sys.platform = "win32"
 import jaxcifar
 for module in pkgutil.walk_packages(jaxcifar.__path__, "jaxcifar."):
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith(("__main__", "torch_models")):  # which needs torch
         import_module(module.name)
 jaxcifar.cli.main()
 """
