@@ -78,7 +78,7 @@ def results(runs: list[RunDirectory]) -> list[str]:
 
 
 def by_network(run: RunDirectory) -> tuple[str, bool, int]:
-    """Sort runs by network, torch's behind ours, then by seed."""
+    """Return the network, whether torch trained it, and the seed, by which runs are sorted."""
     config = run.read_config()
     return config.model, run.path.name.startswith("torch-"), config.seed
 
@@ -106,16 +106,16 @@ def draw_comparison(runs: list[RunDirectory]) -> Any:
     drawing = figure.Figure(figsize=(10, 6.5), layout="constrained")
     panels = drawing.subplots(2, len(models), squeeze=False)
     for run in runs:
-        config, of_torch = run.read_config(), run.path.name.startswith("torch-")
-        color, line = "C1" if of_torch else "C0", "--" if config.seed else "-"
-        label = f"{'torch' if of_torch else 'jaxcifar'}, seed {config.seed}"
-        column = panels[:, models.index(config.model)]
+        model, of_torch, seed = by_network(run)
+        color, line = "C1" if of_torch else "C0", "--" if seed else "-"
+        label = f"{'torch' if of_torch else 'jaxcifar'}, seed {seed}"
+        column = panels[:, models.index(model)]
         for axes, split in zip(column, ("train", "val"), strict=True):
             quantity = "loss" if split == "train" else "accuracy"
             records = first_epochs(run, split)
             steps, values = [r["step"] for r in records], [r[quantity] for r in records]
             axes.plot(steps, values, line, color=color, label=label)
-            axes.set(title=f"{config.model}: {split} {quantity}", xlabel="step")
+            axes.set(title=f"{model}: {split} {quantity}", xlabel="step")
     for axes in panels.flat:
         axes.grid(alpha=0.3)
     panels[0, 0].legend(fontsize="small")

@@ -12,7 +12,7 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt's parameters, fro
 
 
 def share_arenas() -> None:
-    """Allow two arenas, as threads would wait for one while XLA compiles; call it before any."""
+    """Allow two arenas: with one, threads wait while XLA compiles. Call it before any starts."""
     _mallopt(_ARENA_MAX, 2)
 
 
