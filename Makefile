@@ -50,9 +50,10 @@ docs: $(VENV)/.docs
 results: $(VENV)/.core
 	$(BIN)/python docs/results/make.py
 
-# Takes more than an hour; keep the machine idle meanwhile.
+# Takes about 20 minutes; keep the machine idle meanwhile. FULL=1 takes more than an hour.
 bench: torch
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench.py $(if $(FULL),--full)
+	$(if $(FULL),$(BIN)/python benchmarks/layers.py)
 
 # Kills runs at twenty random moments; takes about a quarter of an hour.
 torture: $(VENV)/.dev

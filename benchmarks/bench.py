@@ -1,149 +1,210 @@
-"""Compare jaxcifar with torch and with a stock Flax port: ``make bench``.
+"""Compare jaxcifar with torch and write the tables of ``docs/performance.md``: ``make bench``.
 
-Each program runs in its own process, in turn, for ``--rounds`` rounds. A cell is the median
-(fastest-slowest) over all steps of all rounds, in seconds. The ratio is the time of the faster
-torch program over ours: above 1 we are faster. Memory is our peak over torch's. Compiled
-programs are cached by a run that is not counted. Keep the machine idle.
+Each program runs in a process of its own. Everything is compiled first, two programs at once. Then
+the programs of a cell take turns of a few steps, so that a slower minute of the machine hits all
+of them. ``--full`` measures longer, compiles torch for every cell and adds a stock Flax port.
+``bench.json`` has the figures. Keep the machine idle.
 """
 
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import date
+from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
+import tables
+from tables import COMPILED, MODELS, OURS, STOCK, TORCH, Cell
+from timed import Program, first_step_of_command
+
+from jaxcifar.data import archives
 from jaxcifar.runtime import process
 
-MEASURE = Path(__file__).with_name("measure.py")
-MODELS = ("vgg16", "resnet50_layer4")
-TORCH, COMPILED, STOCK, OURS = "torch", "torch.compile", "stock flax", "jaxcifar"
-# Task, precision, images a step, programs.
-ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
-    ("train", "float32", 100, (TORCH, COMPILED, STOCK, OURS)),
-    ("train", "bfloat16", 100, (TORCH, COMPILED, OURS)),
-    ("evaluate", "float32", 100, (TORCH, COMPILED, STOCK, OURS)),
-    ("epoch", "float32", 100, (TORCH, OURS)),
-    ("train", "float32", 32, (TORCH, OURS)),
-    ("train", "float32", 256, (TORCH, OURS)),
-    ("train", "float32", 1024, (TORCH, OURS)),
-)
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+ROWS = ("train", "evaluate", "epoch", "batches", "command")
+COLD, WARM = 2, 3  # runs of the command
 
 
-def measure(program: str, task: str, model: str, precision: str, **options: Any) -> dict[str, Any]:
-    """Return what ``measure.py`` prints; if it fails, an empty dict, with a line on stderr."""
-    command = [sys.executable, str(MEASURE), program, task, model, precision]
-    for name, value in options.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        print(f"  {' '.join(command[2:])}: {last}", file=sys.stderr)
-        return {}
-    return json.loads(done.stdout.splitlines()[-1])
+class Job(NamedTuple):
+    """A part of the run: about how many seconds it takes, and what returns its results."""
+
+    name: str
+    seconds: float
+    run: Callable[[], list[dict[str, Any]]]
 
 
-def collect(
-    rounds: int, steps: int, chunk: int, models: tuple[str, ...]
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield the figures of one row after the other."""
-    for model in models:
-        for task, precision, batch_size, programs in ROWS:
-            figures: dict[str, list[dict[str, Any]]] = {program: [] for program in programs}
-            measure(OURS, task, model, precision, steps=1, batch_size=batch_size)  # fills the cache
+def programs_of(cell: Cell, full: bool) -> list[str]:
+    """Return what is compared in a cell."""
+    precise = cell.precision == "float32" and cell.task != "epoch"
+    compiled = full or cell.row in ("train", "evaluate")
+    stock = full and precise and cell.row != "batches"
+    return [TORCH, *[COMPILED] * compiled, *[STOCK] * stock, OURS]
+
+
+def is_large(cell: Cell) -> bool:
+    """Whether a step takes seconds."""
+    return cell.batch_size > 256
+
+
+class Bench:
+    """The options of a run, and the compiled torch programs that wait for their turn."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.waiting: dict[tuple[str, Cell], Program] = {}
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield the parts of the run in their order."""
+        rows = self.options.rows
+        for model in self.options.models:
+            cells = [cell for cell in tables.CELLS if cell.row in rows]
+            if cells:
+                expected = len(cells) * (22 if model == "vgg16" else 36)
+                yield Job(f"{model}: compile", expected, partial(self.compile, model, cells))
+            for cell in cells:
+                programs = len(programs_of(cell, self.options.full))
+                expected = 60 if is_large(cell) else 10 + self.options.seconds * programs
+                yield Job(f"{model}: {cell.title}", expected, partial(self.measure, model, cell))
+            if "command" in rows:
+                yield Job(f"{model}: {tables.COMMAND}", 90, partial(self.commands, model))
+
+    def start(self, name: str, model: str, cell: Cell) -> Program:
+        """Start a program of a cell."""
+        arguments = [name, cell.task, model, cell.precision]
+        sizes = [f"--batch-size={cell.batch_size}", f"--chunk={self.options.chunk}"]
+        return Program([*arguments, *sizes])
+
+    def compile(self, model: str, cells: list[Cell]) -> list[dict[str, Any]]:
+        """Start torch's compiled programs, and ours once to fill the cache."""
+        wanted = [
+            (name, cell)
+            for name in (COMPILED, OURS)  # torch's take longer
+            for cell in cells
+            if name in programs_of(cell, self.options.full)
+        ]
+
+        def start(job: tuple[str, Cell]) -> None:
+            name, cell = job
+            program = self.start(name, model, cell)
+            if name == COMPILED:
+                self.waiting[model, cell] = program
+            else:
+                program.close()
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(start, wanted))
+        return []
+
+    def measure(self, model: str, cell: Cell) -> list[dict[str, Any]]:
+        """Let the programs of a cell take turns; return a record of each."""
+        names = programs_of(cell, self.options.full)
+        rounds = min(self.options.rounds, 2) if is_large(cell) else self.options.rounds
+
+        def start(name: str) -> Program:
+            waiting = self.waiting.pop((model, cell), None) if name == COMPILED else None
+            return waiting or self.start(name, model, cell)
+
+        with ExitStack() as stack:
+            with ThreadPoolExecutor(1 if is_large(cell) else 2) as pool:
+                programs = dict(zip(names, pool.map(start, names), strict=True))
+            turns = {}
+            for name, program in programs.items():
+                stack.enter_context(program)
+                warm = program.time(1 if is_large(cell) or name == STOCK else 2)
+                turn = self.options.seconds / rounds / self.options.chunk
+                turns[name] = max(1, round(turn / warm[-1])) if warm else 0
+            seconds: dict[str, list[float]] = {name: [] for name in names}
             for _ in range(rounds):
-                for program in programs:
-                    count = 1 if program == STOCK or batch_size > 256 else steps
-                    options = {"steps": count, "chunk": chunk, "batch_size": batch_size}
-                    if measured := measure(program, task, model, precision, **options):
-                        figures[program].append(measured)
-            row = []
-            for program, runs in figures.items():
-                if runs:
-                    seconds = [s for run in runs for s in run["seconds"]]
-                    row.append(
-                        {
-                            "model": model,
-                            "task": task,
-                            "precision": precision,
-                            "batch_size": batch_size,
-                            "program": program,
-                            "seconds": median(seconds),
-                            "fastest": min(seconds),
-                            "slowest": max(seconds),
-                            "images_per_second": batch_size / median(seconds),
-                            "first_step": min(run["first_step"] for run in runs),
-                            "peak_bytes": min(run["peak_bytes"] for run in runs),
-                        }
-                    )
-            yield row
+                for name, program in programs.items():
+                    time.sleep(0.05)  # until the threads of the last one sleep
+                    seconds[name] += program.time(turns[name])
+            return [
+                tables.record(cell.title, model, name, seconds[name], programs[name].peak_bytes)
+                for name in names
+            ]
+
+    def commands(self, model: str) -> list[dict[str, Any]]:
+        """Time the command with empty caches, then with the one that the first run filled."""
+        with tempfile.TemporaryDirectory() as folder:
+            caches = [Path(folder, str(number)) for number in range(COLD)]
+            dataset = self.options.dataset
+            cold = [first_step_of_command(model, dataset, cache) for cache in caches]
+            warm = [first_step_of_command(model, dataset, caches[0]) for _ in range(WARM)]
+        return [
+            tables.record(title, model, OURS, [s for s in seconds if s is not None])
+            for title, seconds in ((tables.WARM, warm), (tables.COLD, cold))
+        ]
 
 
-def line(row: list[dict[str, Any]]) -> str:
-    """Return a row of the table."""
-    if not row:
-        return "nothing could be measured"
-    cells = {cell["program"]: cell for cell in row}
-    text = "{model:16} {task:9} {precision:9} {batch_size:5}".format(**row[0])
-    for program in (TORCH, COMPILED, STOCK, OURS):
-        text += (
-            " {seconds:6.3f} ({fastest:.3f}-{slowest:.3f})".format(**cells[program])
-            if program in cells
-            else " " * 21
-        )
-    if TORCH in cells and OURS in cells:
-        torch_seconds = min(cells[p]["seconds"] for p in (TORCH, COMPILED) if p in cells)
-        ours = cells[OURS]
-        memory = ours["peak_bytes"] / cells[TORCH]["peak_bytes"]
-        text += f" {torch_seconds / ours['seconds']:6.2f} {ours['images_per_second']:8.0f}"
-        text += f" {memory:7.2f} {ours['first_step']:7.1f} s"
-    return text
+def available_dataset() -> str:
+    """Return ``cifar10``, or ``digits`` where it would have to be downloaded."""
+    folder = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    found = [*folder.glob("cifar10/*/dataset_info.json"), *archives.find(folder, archives.CIFAR10)]
+    return "cifar10" if found else "digits"
 
 
 def machine() -> dict[str, Any]:
-    """Return the processor and the versions."""
-    processor = platform.processor() or platform.machine()
-    for entry in Path("/proc/cpuinfo").read_text().splitlines():
-        if entry.startswith("model name"):
-            processor = entry.partition(":")[2].strip()
-            break
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        **process.versions("torch"),
-    }
+    """Return the processor, the versions and the day."""
+    processor = f"{os.cpu_count()} x {process.cpu_info('model name') or 'unknown processor'}"
+    return {"processor": processor, "date": f"{date.today()}", **process.versions("torch")}
+
+
+def minutes(seconds: float) -> str:
+    """Return a time as ``m:ss``."""
+    return f"{int(seconds // 60)}:{int(seconds % 60):02}"
 
 
 def main() -> None:
-    """Print the table and write the JSON file."""
+    """Measure, print each part when it ends, and write the page and the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--chunk", type=int, default=1, help="steps timed at once; 50 on a GPU")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS)
+    parser.add_argument("--full", action="store_true", help="also what takes long")
+    parser.add_argument("--rounds", type=int, help="turns of each program (default: 4; full: 10)")
+    parser.add_argument("--seconds", type=float, help="of all turns (default: 6; full: 30)")
+    parser.add_argument("--minutes", type=float, default=19, help="time less if it takes longer")
+    parser.add_argument("--chunk", type=int, default=1, help="steps timed at once; 50 on a GPU")
+    parser.add_argument("--dataset", default=available_dataset(), choices=("cifar10", "digits"))
     parser.add_argument("--json", type=Path, default=Path("bench.json"))
-    arguments = parser.parse_args()
-    print(json.dumps(machine()))
-    print(
-        f"{'model':16} {'task':9} {'precision':9} batch"
-        + "".join(f" {program:>20}" for program in (TORCH, COMPILED, STOCK, OURS))
-        + f" {'ratio':>6} {'images/s':>8} {'memory':>7} {'1st step':>9}"
-    )
-    results = []
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-        for row in collect(
-            arguments.rounds, arguments.steps, arguments.chunk, tuple(arguments.models)
-        ):
-            print(line(row), flush=True)
-            results += row
-            figures = {"machine": machine(), "results": results}
-            arguments.json.write_text(json.dumps(figures, indent=2))
+    options = parser.parse_args()
+    options.rounds = options.rounds or (10 if options.full else 4)
+    options.seconds = options.seconds or (30 if options.full else 6)
+    figures = {"machine": machine(), "dataset": options.dataset, "full": options.full}
+    records: list[dict[str, Any]] = []
+    print(json.dumps(figures))
+    jobs = list(Bench(options).jobs())
+    start, done = time.monotonic(), 0.0
+    with tempfile.TemporaryDirectory() as caches:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{caches}/jax"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{caches}/torch"
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # two programs compile at once
+        for number, job in enumerate(jobs, start=1):
+            new = job.run()
+            records += new
+            done += job.seconds
+            elapsed = time.monotonic() - start
+            left = elapsed / done * (sum(job.seconds for job in jobs) - done)
+            place = f"[{number}/{len(jobs)}, {minutes(elapsed)}, {minutes(left)} left]"
+            if elapsed + left > 60 * options.minutes and not options.full:
+                options.seconds = max(2, 0.7 * options.seconds)
+            print(f"{place} {job.name} {tables.summary(new)}".rstrip(), flush=True)
+            figures |= {"seconds": elapsed, "results": records}
+            options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    against, batches = tables.against_torch(figures), tables.batch_sizes(figures)
+    print("\n".join(["", *against, "", *batches]))
+    if set(options.models) == set(MODELS) and set(options.rows) == set(ROWS):
+        text = PAGE.read_text(encoding="utf-8")
+        text = tables.fill(tables.fill(text, "against torch", against), "batch sizes", batches)
+        PAGE.write_text(text, encoding="utf-8")
+    else:
+        print(f"{PAGE} is left as it is: that was a part", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Time one task of one program in a process of its own and print the figures as JSON.
 
 python benchmarks/measure.py jaxcifar train vgg16 float32 --batch-size 100 --steps 5
+
+Without ``--steps``, it says when it is ready and then times as many as each line on stdin says.
 """
 
 import argparse
@@ -20,14 +22,14 @@ from programs import PROGRAMS  # noqa: E402
 
 
 def main() -> None:
-    """Warm up with three runs, then time each of ``--steps``."""
+    """Do a first step, then time others; the next two or so are still a warm-up."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("program", choices=PROGRAMS)
     parser.add_argument("task", choices=("train", "evaluate", "epoch"))
     parser.add_argument("model")
     parser.add_argument("precision", choices=("float32", "bfloat16"))
     parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--chunk", type=int, default=1, help="steps timed at once")
     arguments = parser.parse_args()
 
@@ -42,19 +44,23 @@ def main() -> None:
     first_step = time.monotonic() - START
     if OURS:
         memory.keep_freed()
-    run(arguments.chunk)
-    run(arguments.chunk)
-    seconds = []
-    for _ in range(arguments.steps):
-        start = time.perf_counter()
-        run(arguments.chunk)
-        seconds.append((time.perf_counter() - start) / arguments.chunk)
-    figures = {
-        "seconds": seconds,
-        "first_step": first_step,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-    print(json.dumps(figures))
+
+    def measure(count: int) -> None:
+        seconds = []
+        for _ in range(count):
+            start = time.perf_counter()
+            run(arguments.chunk)
+            seconds.append((time.perf_counter() - start) / arguments.chunk)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        figures = {"seconds": seconds, "first_step": first_step, "peak_bytes": peak}
+        print(json.dumps(figures), flush=True)
+
+    if arguments.steps is not None:
+        measure(arguments.steps)
+        return
+    measure(0)
+    for line in sys.stdin:
+        measure(int(line))
 
 
 if __name__ == "__main__":
