@@ -41,7 +41,8 @@ class Program:
     def _read(self) -> dict[str, Any]:
         limit = threading.Timer(PATIENCE, self._process.kill)
         limit.start()
-        line = self._process.stdout.readline()
+        answers = (line for line in self._process.stdout if line.startswith("{"))
+        line = next(answers, None)
         limit.cancel()
         if not line:
             self._failed = True
@@ -70,7 +71,8 @@ def first_step_of_command(model: str, dataset: str, cache: Path) -> float | None
     """Return the seconds from the start of ``jaxcifar train`` to its first loss, and end it."""
     with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryFile("w+") as log:
         command = [sys.executable, "-m", "jaxcifar", "train", "--model", model]
-        command += ["--dataset", dataset, "--log-every", "1", "--workdir", f"{workdir}/run"]
+        command += ["--dataset", dataset, "--workdir", f"{workdir}/run"]
+        command += ["--log-every", "1", "--limit-steps", "20"]  # ends soon if nobody ends it
         start = time.monotonic()
         process = subprocess.Popen(  # noqa: S603
             command, stdout=subprocess.PIPE, stderr=log, text=True,
