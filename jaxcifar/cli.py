@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import gc
 import importlib
 import logging
 import os
@@ -38,6 +39,7 @@ def main(*words: str) -> NoReturn:
     The exit code is 0, what the command returns, 2 after bad input, or 128 + N on signal N.
     """
     memory.share_arenas()
+    gc.set_threshold(50_000)  # tracing creates millions of objects, nearly all to be kept
     os.environ["MPLBACKEND"] = "agg"  # figures are files, whatever the user's plots are
     name, *rest = [*words, *sys.argv[1:]] or ["--help"]
     console.protect_streams()

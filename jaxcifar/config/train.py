@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,11 +30,6 @@ OF_PROCESS = ("coordinator", "num_processes", "process_id")
 def is_own(model: str) -> bool:
     """Whether this names the user's own code, which is run only if the user names it."""
     return model not in MODEL_NAMES
-
-
-def folder_path(dataset: str) -> Path:
-    """Return the path in ``folder:PATH``, in which a shell leaves ``~`` alone."""
-    return Path(os.path.expanduser(dataset.removeprefix(FOLDER_PREFIX)))
 
 
 def _is_address(text: str) -> bool:

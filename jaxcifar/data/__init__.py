@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from etils import epy
 
-from jaxcifar.config.train import FOLDER_PREFIX, TrainConfig, folder_path
+from jaxcifar.config.train import FOLDER_PREFIX, TrainConfig
 from jaxcifar.core.steps import Dataset, Examples
 from jaxcifar.data import archives, cifar, images
 from jaxcifar.errors import UserError
@@ -27,7 +27,8 @@ def load(name: str, data_dir: str | Path | None = None, *, test_only: bool = Fal
     if name == "digits":
         return _digits()
     if name.startswith(FOLDER_PREFIX):
-        return images.load(folder_path(name), test_only=test_only)
+        path = Path(os.path.expanduser(name.removeprefix(FOLDER_PREFIX)))  # a shell leaves ~ alone
+        return images.load(path, test_only=test_only)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     path = Path(os.path.expanduser(data_dir))
     if "~" in path.parts[:1]:

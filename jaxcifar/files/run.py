@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
@@ -39,7 +40,12 @@ class MetricWriter:
         if not silent:
             atomic.write_text(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
         options = {"purge_step": step + 1, "max_queue": 0, "write_to_disk": not silent}
-        self._events = tensorboardX.SummaryWriter(str(run.path / "tensorboard"), **options)
+        torch = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+        try:  # tensorboardX would import it for seconds
+            self._events = tensorboardX.SummaryWriter(str(run.path / "tensorboard"), **options)
+        finally:
+            if torch is None:
+                del sys.modules["torch"]
 
     def write(self, step: int, split: str, **values: float | None) -> None:
         """Add a record of one split after ``step`` updates, without the values that are None."""

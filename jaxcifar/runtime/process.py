@@ -91,6 +91,7 @@ def keep_programs() -> None:
     """Turn JAX's compilation cache on in the user's cache directory, unless one is set."""
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # dozens are quick
     # One for each jaxlib and processor: code for one can crash on another.
     processor = f"{platform.machine()} {platform.processor()} {cpu_info('flags', 'Features')}"
     key = hashlib.sha256(processor.encode()).hexdigest()[:12]

@@ -8,7 +8,6 @@ from pathlib import Path
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
-NO_TORCH = Path(__file__).with_name("no_torch")
 
 
 def start(workdir, options, model=SMALL, **environment):
@@ -17,7 +16,7 @@ def start(workdir, options, model=SMALL, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "jaxcifar", "train", "--workdir", str(workdir), *options],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{NO_TORCH}{os.pathsep}{ROOT}"} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -99,5 +99,9 @@ def test_help_loads_nothing_heavy(command):
 
 def test_imports_load_no_other_framework():
     heavy = {"torch", "tensorflow", "tensorflow_datasets", "sklearn", "requests"}
-    code = f"import sys, jaxcifar.data, jaxcifar.port; print({heavy} & {{*sys.modules}})"
+    code = (
+        "import sys, jaxcifar.data, jaxcifar.port; from jaxcifar.files.run import *;"
+        "MetricWriter(RunDirectory('.'), 0, silent=True);"
+        f"print({heavy} & {{*sys.modules}})"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

@@ -1,3 +1,0 @@
-"""Hides torch: training needs none, and tensorboardX would import it for seconds."""
-
-raise ImportError
