@@ -5,7 +5,6 @@ random numbers are torch's. Writes ``config.json`` and ``metrics.jsonl`` as a ru
 """
 
 import os
-import sys
 import time
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -46,7 +45,7 @@ def crop_and_flip(images: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     """Train, and print what ``jaxcifar train`` prints."""
-    config = TrainConfig(**cli.parse("train", sys.argv[1:]))
+    config = TrainConfig(**vars(cli.make_parser("train").parse_args()))
     torch.manual_seed(config.seed)
     dataset = data.load(config.dataset, config.data_dir)
     splits = data.hold_out(dataset.train, config.val_fraction)

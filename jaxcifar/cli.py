@@ -74,7 +74,7 @@ def call(name: str, argv: Sequence[str]) -> int | None:
         for each, kind in COMMANDS.items():
             subparsers.add_parser(each, help=kind.__doc__)
         parser.parse_args([name])
-    config = COMMANDS[name].from_flags(parse(name, argv))
+    config = COMMANDS[name].from_flags(vars(make_parser(name).parse_args(argv)))
     logging.getLogger("jaxcifar").addHandler(HANDLER)  # once, however often this is called
     logging.getLogger("jaxcifar").setLevel(logging.INFO)
     try:
@@ -85,13 +85,7 @@ def call(name: str, argv: Sequence[str]) -> int | None:
             raise
         size, problem = getattr(config, "batch_size", 1), "there is not enough memory"
         advice = f"for --batch-size {size}: try {size // 2}" if size > 1 else ": free some"
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{problem} {advice} ({reason:.200})") from error
-
-
-def parse(name: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Return the values of the flags given for a command, and no others."""
-    return vars(make_parser(name).parse_args(argv))
+        raise UserError(f"{problem} {advice} ({error!r:.200})") from error
 
 
 def make_parser(name: str) -> argparse.ArgumentParser:

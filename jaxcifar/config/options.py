@@ -92,7 +92,7 @@ def fields_with_types(options: type) -> Iterator[tuple[dataclasses.Field[Any], A
 
 
 def command_line(options: Options, *prog: str) -> str:
-    """Return the command with these options, quoted for a shell: the inverse of ``cli.parse``."""
+    """Return the command with these options, quoted for a shell: the inverse of parsing it."""
     words = [*prog]
     for field in dataclasses.fields(options):
         value, name = getattr(options, field.name), flag(field.name)

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,7 +67,6 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints_dir = self.path / "checkpoints"
-        self.report_dir = self.path / "report"
 
     @classmethod
     def for_run(cls, config: TrainConfig) -> Self:
@@ -90,7 +88,7 @@ class RunDirectory:
         """Return the record of the best validation among the checkpoints; None without any."""
         saved = [r for r in records if (self.checkpoints_dir / str(r["step"])).is_dir()]
         scores = [r for r in saved if r["split"] == "val" and "accuracy" in r]
-        return max(scores, key=itemgetter("accuracy"), default=None)
+        return max(scores, key=lambda record: record["accuracy"], default=None)
 
     def read_metadata(self) -> dict[str, Any]:
         """Return what the newest readable checkpoint says of the run; empty without any."""

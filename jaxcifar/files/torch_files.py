@@ -49,8 +49,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
             content, metadata = _read_safetensors(path)
         else:
             problem = f"is neither a torch nor a safetensors file, but begins with {start[:20]!r}"
-            advice = "unpack an archive, fetch a web page again, pull a Git LFS pointer"
-            raise UserError(f"{problem}: {advice}, or torch.save(model.state_dict(), PATH)")
+            raise UserError(f"{problem}: unpack an archive, git lfs pull, copy or save it again")
         tensors, optimizers = flatten(content)
         if not tensors:
             what = reprlib.repr([*content]) if isinstance(content, Mapping) else type(content)
@@ -90,18 +89,16 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
             raise TypeError("no numbers")
     except Exception as error:  # of torch or numpy, or of a damaged file
         problem = f"{name} is {value.dtype} and cannot be read ({error!s:.150})"
-        advice = "save a dense tensor of floats, or copy the file again"
-        raise UserError(f"{problem}: {advice}") from error
+        raise UserError(f"{problem}: save dense floats, or copy the file again") from error
     return array
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    with safe_open(path, "np") as file:  # checks the whole header: shapes, offsets, sizes
-        metadata = file.metadata() or {}
-    content = np.memmap(path, np.uint8, "r")
+    with safe_open(path, "np"):  # checks the whole header: shapes, offsets, sizes
+        content = np.memmap(path, np.uint8, "r")
     start = 8 + int(content[:8].view("<u8")[0])
     header = json.loads(bytes(content[8:start]))
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
     parts = {key: content[start:][slice(*x["data_offsets"])] for key, x in header.items()}
     tensors = {
         key: torch_pickle.Tensor(x["shape"], DTYPES.get(x["dtype"], x["dtype"]), parts, key)

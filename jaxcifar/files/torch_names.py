@@ -151,19 +151,18 @@ def adam_to_flax(optimizers: list[Any], model: Leaves) -> tuple[optax.ScaleByAda
     for name, usual in ADAM.items():
         for value in (group.get(name, usual[0]) for group in groups):
             if value not in usual:
-                found = reprlib.repr(value)
-                raise UserError(f"the optimizer has {name} {found}, training has {usual[0]}")
+                raise UserError(f"it has {name} {reprlib.repr(value)}, training has {usual[0]}")
     expected = {key: leaf for key, leaf in model.items() if leaf.path[0] == "params"}
     indices = [index for group in groups for index in group["params"]]
     if len(indices) != len(expected) or set(states) != set(indices):
-        problem = f"the optimizer has a state for {len(states)} of {len(indices)} parameters"
+        problem = f"it has a state for {len(states)} of {len(indices)} parameters"
         raise UserError(f"{problem}, the model has {len(expected)}")
     names = [name for group in groups for name in group.get("param_names", ())]
     names = names if set(names) == set(expected) else [*expected]
-    steps = sorted({float(state["step"]) for state in states.values()})
-    rates = sorted({float(group["lr"]) for group in groups})
+    steps = sorted({float(np.asarray(state["step"])) for state in states.values()})
+    rates = sorted({float(np.asarray(group["lr"])) for group in groups})
     if len(steps) > 1 or len(rates) > 1 or not (0 <= steps[0] < 2**31 and 0 <= rates[0] < math.inf):
-        raise UserError(f"the optimizer has steps {steps} and rates {rates}: expected one of each")
+        raise UserError(f"it has steps {steps} and rates {rates}: expected one of each")
 
     def moment(which: str) -> Any:
         tensors = {name: states[index][which] for name, index in zip(names, indices, strict=True)}

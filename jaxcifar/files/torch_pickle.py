@@ -55,9 +55,6 @@ class Tensor:
         # Numpy checks all against the part, but strides not against an empty one.
         return np.ndarray(self.shape, dtype, part, offset, (part.size and strides) or None)
 
-    def __float__(self) -> float:
-        return float(np.asarray(self))
-
     def __setstate__(self, state: Any) -> None: ...  # a file cannot change it
 
 
@@ -129,8 +126,7 @@ def read_zip(path: Path) -> Any:
         entries = {entry.filename: entry for entry in archive.infolist()}
         root = next((n.removesuffix("data.pkl") for n in entries if n.endswith("data.pkl")), None)
         if root is None:
-            kind = f"is a zip archive of {first_few([*entries])}"
-            raise UserError(f"{kind}: save model.state_dict() with torch.save")
+            raise UserError(f"is a zip archive of {first_few([*entries])}: save model.state_dict()")
         if sum(each.file_size for each in entries.values() if each.compress_type) > MAX_UNPACKED:
             raise UserError("is compressed, and too large for that: zip it again with zip -0")
         if any(each.CRC for each in entries.values()) and (name := archive.testzip()):
@@ -139,9 +135,8 @@ def read_zip(path: Path) -> Any:
             if entry.compress_type:
                 part = np.frombuffer(archive.read(entry), np.uint8)
             else:  # behind the local header
-                local = content[entry.header_offset :][:30].tobytes()
-                start = entry.header_offset + 30 + sum(np.frombuffer(local, "<u2", 2, 26).tolist())
-                part = content[start:][: entry.file_size]
+                local = content[entry.header_offset :]
+                part = local[30 + int(local[26:30].view("<u2").sum()) :][: entry.file_size]
             parts[name.removeprefix(root).removeprefix("data/")] = part
     if bytes(parts.get("byteorder", b"little")) != b"little":
         raise UserError("is of a big-endian machine: load it in torch and save it again")

@@ -45,13 +45,15 @@ def _mistakes(
     """Yield mistakes, each with the function and the arguments that give what it would give."""
     kind = type(layer).__name__
     x = x if isinstance(x, torch.Tensor) else expected  # a block may take a list
-    names = [name for name in VALUES if hasattr(layer, name)]
-    for chosen in (*combinations(names, 1), *combinations(names, 2)):
+    known = {name: getattr(layer, name) for name in VALUES if hasattr(layer, name)}
+    theirs = {name: "one" if isinstance(y, torch.Tensor) else y for name, y in known.items()}
+    for chosen in (*combinations(known, 1), *combinations(known, 2)):
         for values in product(*(VALUES[name] for name in chosen)):
             changes = dict(zip(chosen, values, strict=True))
             changed = copy.deepcopy(layer)
             vars(changed).update(changes)
-            yield _describe(layer, changes), changed, x
+            texts = [f"{name} {changes[name]}, torch has {theirs[name]}" for name in chosen]
+            yield ", ".join(texts).replace("eps ", "epsilon "), changed, x
     if kind == "Conv2d":
         sizes = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         rows, columns = lax.padtype_to_pads(x.shape[2:], sizes, layer.stride, "SAME")
@@ -86,10 +88,3 @@ def _mistakes(
     for name, output in others.items():
         what = f"its output is that of torch's {name}: layers are swapped, or one is left out"
         yield what, torch.from_numpy, output
-
-
-def _describe(layer: Any, changes: Mapping[str, Any]) -> str:
-    known = {name: getattr(layer, name) for name in changes}
-    theirs = {name: "one" if isinstance(x, torch.Tensor) else x for name, x in known.items()}
-    texts = (f"{name} {changes[name]}, torch has {theirs[name]}" for name in changes)
-    return ", ".join(texts).replace("eps ", "epsilon ")

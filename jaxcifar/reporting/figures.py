@@ -34,11 +34,10 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
                 rows = [r for r in records if r.get("split") == split and quantity in r]
                 steps, values = [r["step"] for r in rows], [factor * r[quantity] for r in rows]
                 marker = "*" if len(rows) == 1 else "o" if len(rows) < 20 else ""
-                look: Any = {"label": split}
-                if len(runs) > 1:
-                    look = {"label": f"{_text(name, 30)} {split}", "color": f"C{index}"}
+                label = f"{_text(name, 30)} {split}" if len(runs) > 1 else split
+                color = f"C{index}" if len(runs) > 1 else None
                 if rows:
-                    axes.plot(steps, values, line, marker=marker, **look)
+                    axes.plot(steps, values, line, marker=marker, label=label, color=color)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         if "yscale" in panel:  # 0.2 instead of a power of ten
             axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))

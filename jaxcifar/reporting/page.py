@@ -25,7 +25,7 @@ def write_report(
     names = [str(path.relative_to(common)) for path in paths]
     if len(set(names)) < len(names):
         raise UserError("a run was given twice; pass each directory once")
-    output = Path(output or (runs[0].report_dir if len(runs) == 1 else "report"))
+    output = Path(output or (runs[0].path / "report" if len(runs) == 1 else "report"))
     output.mkdir(parents=True, exist_ok=True)
     records = {name: run.read_metrics() for name, run in zip(names, runs, strict=True)}
     curves = figures.save(output / "curves.png", figures.curves, records)
@@ -33,21 +33,19 @@ def write_report(
     for number, (name, run, (step, test)) in enumerate(zip(names, runs, tests, strict=True), 1):
         suffix = ".png" if len(runs) == 1 else f"-{number}.png"
         config, scores, classes = run.read_config(), test.scores, test.class_names
-        shown = *test.examples, test.logits, classes
         path, worst = output / f"confusion{suffix}", output / f"mistakes{suffix}"
-        sections.append(
-            {
-                "name": name,
-                "step": step,
-                "scores": scores,
-                "confusions": confusions(scores),
-                "confusion": figures.save(path, figures.confusion, scores.confusion, classes),
-                "mistakes": figures.save(worst, figures.mistakes, *shown),
-                "command": command_line(config.recipe(), "jaxcifar", "train"),
-                "config": config.to_dict(),
-                "environment": run.read_environment(),
-            }
-        )
+        section = {
+            "name": name,
+            "step": step,
+            "scores": scores,
+            "confusions": confusions(scores),
+            "confusion": figures.save(path, figures.confusion, scores.confusion, classes),
+            "mistakes": figures.save(worst, figures.mistakes, *test.examples, test.logits, classes),
+            "command": command_line(config.recipe(), "jaxcifar", "train"),
+            "config": config.to_dict(),
+            "environment": run.read_environment(),
+        }
+        sections.append(section)
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     template = jinja2.Template(source, autoescape=True, undefined=jinja2.StrictUndefined)
     atomic.write_text(output / "index.html", template.render(runs=sections, curves=curves))

@@ -70,8 +70,7 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
     check_finite(logits)
     loss, accuracy = loss_and_accuracy(logits, labels)
     predicted, classes = logits.argmax(axis=1), np.arange(len(class_names))
-    correct = predicted == labels
-    interval = stats.binomtest(int(correct.sum()), len(labels)).proportion_ci(method="wilson")
+    interval = stats.binomtest(sum(predicted == labels), len(labels)).proportion_ci(method="wilson")
     options: Any = {"labels": classes, "zero_division": 0}
     columns = metrics.precision_recall_fscore_support(labels, predicted, **options)
     top5 = None

@@ -82,8 +82,7 @@ def watching() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         problem = f"another process of the run has ended or is late ({one_line(str(error))[:200]})"
-        advice = "start all of them again with --resume"
-        print(f"jaxcifar: error: {problem}: {advice}", file=sys.stderr, flush=True)
+        print(f"jaxcifar: error: {problem}: start all again with --resume", file=sys.stderr)
         os._exit(2)
 
 

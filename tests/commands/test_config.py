@@ -16,6 +16,7 @@ from jaxcifar.config.train import MODEL_NAMES
 from jaxcifar.core.models import MODELS
 
 TWO = {"coordinator": "h:1", "num_processes": 2, "process_id": 1}
+parse = cli.make_parser("train").parse_args
 
 
 def test_the_defaults_are_the_original_programs():
@@ -45,7 +46,7 @@ def test_options_come_back_from_json_and_from_a_command_line(tmp_path_factory, *
     path = tmp_path_factory.mktemp("json") / "config.json"
     path.write_text(json.dumps(config.to_dict()))
     assert TrainConfig.from_json(path) == config
-    assert TrainConfig(**cli.parse("train", shell_words(command_line(config)))) == config
+    assert TrainConfig(**vars(parse(shell_words(command_line(config))))) == config
 
 
 def shell_words(line):
@@ -64,7 +65,7 @@ def test_a_command_can_be_pasted_into_a_shell(path, script, monkeypatch):
     python = [sys.executable, "-m", "jaxcifar", "train"]
     start = [script, "train"] if script.endswith("bin/jaxcifar") else python
     assert words[: len(start)] == start
-    assert TrainConfig(**cli.parse("train", words[len(start) :])) == config
+    assert TrainConfig(**vars(parse(words[len(start) :]))) == config
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,10 @@ def test_evaluate_agrees_with_the_report(run, capsys):
 
 
 def test_a_report_is_made_again(copy, capsys):
-    index = copy.report_dir / "index.html"
+    index = copy.path / "report" / "index.html"
     before = index.read_text()
-    for name in names(copy.report_dir):
-        (copy.report_dir / name).unlink()
+    for name in names(copy.path / "report"):
+        (copy.path / "report" / name).unlink()
     cli.call("report", [str(copy.path)])
     assert capsys.readouterr().out.strip() == str(index)
     assert index.read_text().replace(">other<", ">run<") == before
