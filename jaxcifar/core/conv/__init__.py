@@ -1,7 +1,7 @@
 """2-D convolution by the algorithm that docs/performance.md shows to be the fastest."""
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -45,7 +45,7 @@ def choose(x: Any, kernel: Any, window: Window, *, backend: str, exact: bool) ->
     plain = window.strides == window.dilations == (1, 1) and rows % TILE == columns % TILE == 0
     inexact = not exact and x.dtype != jnp.float64
     if window.sizes == (3, 3) and plain and channels >= 16 and inexact:
-        return "winograd"
+        return "winograd_bfloat16" if x.dtype == jnp.bfloat16 else "winograd"
     return "xla"
 
 
@@ -86,5 +86,6 @@ ALGORITHMS: dict[str, Callable[[jax.Array, jax.Array, Window], jax.Array]] = {
     "matmul": pointwise,
     "dense": dense,
     "winograd": winograd,
+    "winograd_bfloat16": partial(winograd, narrow=True),
     "depthwise": _depthwise,
 }

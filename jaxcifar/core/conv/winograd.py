@@ -13,77 +13,109 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcifar.core.conv.window import Window
+from jaxcifar.core.conv.window import Pair, Window
 
 TILE = 4  # outputs in each direction; a tile reads two more pixels
-_B = np.array(
-    [
-        *([4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]),
-        *([0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]),
-    ]
-)
-_G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
-_A = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
+# And infinity. These err less than half as much as the usual 0, 1, -1, 2 and -2.
+POINTS = np.array([0, 2 / 3, -2 / 3, -3 / 2, 3 / 2])
+Paddings = tuple[Pair, Pair]
 
 
-def winograd(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Compute ``conv2d`` with a 3x3 kernel and stride 1, where the output is of whole tiles."""
-    n, (rows, columns) = x.shape[0], (outputs // TILE for outputs in window.outputs(x))
+def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return A, B and G for the points, as Toom and Cook construct them."""
+    others = [np.delete(POINTS, i) for i in range(5)]
+    scales = np.array([[np.prod(p - rest)] for p, rest in zip(POINTS, others, strict=True)])
+    infinity = np.eye(6)[5]
+    a = np.vstack([np.vander(POINTS, 4, increasing=True), infinity[-4:]])
+    g = np.vstack([np.vander(POINTS, 3, increasing=True) / scales, infinity[-3:]])
+    b = [*([*np.poly(rest)[::-1], 0] for rest in others), np.poly(POINTS)[::-1]]
+    return a.T, np.array(b), g
+
+
+_A, _B, _G = _matrices()
+# The reciprocal of each point is as far from the other end. So the transform of a kernel that is
+# turned by 180 degrees is the transform of the kernel, in reverse and scaled by these numbers.
+_SCALES = _G[:, ::-1].sum(1, keepdims=True) / _G[::-1].sum(1, keepdims=True)
+_TURNED_A, _TURNED_B = _A[:, ::-1], (_SCALES * _B)[::-1]
+
+
+def winograd(x: jax.Array, kernel: jax.Array, window: Window, *, narrow: bool = False) -> jax.Array:
+    """Compute ``conv2d`` with a 3x3 kernel and stride 1, where the output is of whole tiles.
+
+    ``narrow`` rounds what is multiplied to bfloat16, which costs about 1 % of a typical result.
+    """
+    outputs = window.outputs(x)
+    dtype = jnp.bfloat16 if narrow else jnp.promote_types(x.dtype, jnp.float32)
 
     @jax.custom_gradient
     def convolve(x: jax.Array, kernel: jax.Array) -> Any:
         def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-            tiles = dy.reshape(n, rows, TILE, columns, TILE, -1).transpose(2, 4, 0, 1, 3, 5)
-            d_products = _apply(_A.T, tiles.reshape(TILE * TILE, -1, dy.shape[-1]))
+            d_products = _square(_A.T, _split(dy)).astype(dtype)
             # Transformed again: as residuals the transformed images take 2.25 times the memory.
-            d_kernel = jnp.einsum("gtc,gto->gco", _transform_images(x, window), d_products)
-            d_kernel = _apply(_G.T, d_kernel).reshape(kernel.shape)
-            transformed = _apply(_G, kernel.reshape(9, *kernel.shape[2:]))
-            d_tiles = jnp.einsum("gto,gco->gtc", d_products, transformed)
-            d_tiles = _apply(_B.T, d_tiles).reshape(6, 6, n, rows, columns, -1)
-            d_x = _overlap(_overlap(d_tiles.transpose(2, 3, 0, 4, 1, 5), axis=1), axis=2)
-            (top, _), (left, _) = window.paddings
-            d_x = d_x[:, top : top + x.shape[1], left : left + x.shape[2]]
-            return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
+            images = _transform(_B, x, window.paddings).astype(dtype)
+            if narrow and images.shape[1] % 2 == 0:
+                # For a sum over two axes XLA copies an operand first, which pays in bfloat16 only.
+                images, d_products = (
+                    a.reshape(36, 2, -1, a.shape[-1]) for a in (images, d_products)
+                )
+            axes = tuple(range(1, images.ndim - 1))
+            d_kernel = _square(_G.T, _product(images, d_products, (axes, axes)))
+            # The gradient of the images is the convolution of dy with the turned kernel.
+            (top, bottom), (left, right) = window.paddings
+            below, beside = (-side % TILE for side in x.shape[1:3])  # to whole tiles
+            paddings = (2 - top, 2 - bottom + below), (2 - left, 2 - right + beside)
+            transformed = _transform(_TURNED_B, dy, paddings).astype(dtype)
+            products = _product(transformed, weights, ((2,), (2,)))
+            d_x = _join(_square(_TURNED_A, products), x.shape[:3])
+            return d_x.astype(x.dtype), d_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
-        products = _transform_images(x, window) @ _apply(_G, kernel.reshape(9, *kernel.shape[2:]))
-        tiles = _apply(_A, products).reshape(TILE, TILE, n, rows, columns, -1)
-        y = tiles.transpose(2, 3, 0, 4, 1, 5).reshape(n, rows * TILE, columns * TILE, -1)
-        return y.astype(x.dtype), gradients
+        weights = _square(_G, kernel.reshape(9, *kernel.shape[2:])).astype(dtype)
+        products = _product(_transform(_B, x, window.paddings).astype(dtype), weights, ((2,), (1,)))
+        return _join(_square(_A, products), (x.shape[0], *outputs)).astype(x.dtype), gradients
 
     return convolve(x, kernel)
 
 
-def _transform_images(x: jax.Array, window: Window) -> jax.Array:
-    """Map ``(N, H, W, C)`` to ``(36, tiles, C)``; overlapping tiles are never stored."""
+def _transform(matrix: np.ndarray, x: jax.Array, paddings: Paddings) -> jax.Array:
+    """Map images ``(N, H, W, C)`` to ``(36, tiles, C)``; overlapping tiles are never stored."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     for direction in (0, 1):  # the stacked axes go in front, rows before columns
         axis = 2 * direction + 1
-        x = jnp.pad(x, [window.paddings[direction] if i == axis else (0, 0) for i in range(x.ndim)])
+        widths = [(*paddings[direction], 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+        x = lax.pad(x, jnp.zeros((), x.dtype), widths)  # a negative width cuts off
         end = x.shape[axis] - 5
         views = [lax.slice_in_dim(x, i, i + end, TILE, axis) for i in range(6)]
-        weights = _B.T.reshape(6, *(6 if i == direction else 1 for i in range(x.ndim + 1)))
+        weights = matrix.T.reshape(6, *(6 if i == direction else 1 for i in range(x.ndim + 1)))
+        weights = weights.astype(x.dtype)
         terms = (w * jnp.expand_dims(v, direction) for w, v in zip(weights, views, strict=True))
         x = reduce(jnp.add, terms)
     return x.reshape(36, -1, x.shape[-1])
 
 
-def _apply(matrix: np.ndarray, x: jax.Array) -> jax.Array:
+def _square(matrix: np.ndarray, x: jax.Array) -> jax.Array:
     """Multiply the Kronecker square of the matrix with the first axis of ``x``."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.asarray(np.kron(matrix, matrix), x.dtype)
     return (square @ x.reshape(len(x), -1)).reshape(-1, *x.shape[1:])
 
 
-def _overlap(tiles: jax.Array, *, axis: int) -> jax.Array:
-    """Add overlapping tiles: ``T`` tiles of 6 at two axes become ``4 T + 2`` pixels at one."""
+def _product(a: jax.Array, b: jax.Array, axes: Any) -> jax.Array:
+    """Multiply 36 pairs of matrices: sum over ``axes``, those of ``a`` and those of ``b``."""
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return lax.dot_general(a, b, (axes, ((0,), (0,))), preferred_element_type=wide)
 
-    def merge(tiles: jax.Array, before: int) -> jax.Array:
-        widths = [(0, 0)] * tiles.ndim
-        widths[axis : axis + 2] = (before, 1 - before), (0, TILE - tiles.shape[axis + 1])
-        tiles = jnp.pad(tiles, widths)
-        return tiles.reshape(*tiles.shape[:axis], -1, *tiles.shape[axis + 2 :])
 
-    first, shared = jnp.split(tiles, [TILE], axis + 1)
-    total = merge(first, 0) + merge(shared, 1)
-    return lax.slice_in_dim(total, 0, total.shape[axis] - 2, axis=axis)
+def _split(y: jax.Array) -> jax.Array:
+    """Map ``(N, H, W, C)`` to tiles that do not overlap, ``(16, tiles, C)``."""
+    n, height, width, channels = y.shape
+    tiles = y.reshape(n, height // TILE, TILE, width // TILE, TILE, channels)
+    return tiles.transpose(2, 4, 0, 1, 3, 5).reshape(TILE * TILE, -1, channels)
+
+
+def _join(tiles: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Map ``(16, tiles, C)`` to ``(N, H, W, C)``, and cut off what is beyond the shape's H, W."""
+    n, height, width = shape
+    tiles = tiles.reshape(TILE, TILE, n, -(-height // TILE), -(-width // TILE), tiles.shape[-1])
+    rows, columns = (TILE * count for count in tiles.shape[3:5])
+    y = tiles.transpose(2, 3, 0, 4, 1, 5).reshape(n, rows, columns, -1)
+    return y[:, :height, :width]
