@@ -83,7 +83,7 @@ def candidates(layer: Layer) -> Iterator[str]:
     """Yield the chosen algorithm and, unless it takes about a second, XLA's own."""
     image_shape, kernel_shape, window = layer
     x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (image_shape, kernel_shape))
-    chosen = conv.choose(x, kernel, window, backend="cpu", exact=False)
+    chosen = conv.choose(x, kernel, window, backend="cpu", precision=None)
     yield chosen
     if chosen not in ("xla", "dense"):
         yield "xla"

@@ -13,7 +13,12 @@ from jaxcifar.core.conv import ALGORITHMS, Window, choose, conv2d
 from jaxcifar.core.conv.matmul import matmul
 from jaxcifar.layers import Conv
 
-WINOGRAD_BOUNDS = {"float32": 1e-4, "bfloat16": 2**-8, "float64": 1e-13}  # exact in float64
+WINOGRAD_BOUNDS = {
+    ("winograd", "float32"): 1e-4,
+    ("winograd", "bfloat16"): 2**-8,
+    ("winograd", "float64"): 1e-13,  # exact
+    ("winograd_bfloat16", "bfloat16"): 2**-4,
+}
 
 
 def draw(seed, *shapes, dtype="float32"):
@@ -67,16 +72,17 @@ def test_plain_algorithms_equal_xlas(height, width, kernel_size, stride, padding
     channels=st.integers(1, 40),
     features=st.integers(1, 8),
 )
-@pytest.mark.parametrize("dtype", WINOGRAD_BOUNDS)
-def test_winograd_is_within_its_bound(rows, columns, padding, channels, features, dtype):
+@pytest.mark.parametrize("case", WINOGRAD_BOUNDS, ids="-".join)
+def test_winograd_is_within_its_bound(rows, columns, padding, channels, features, case):
+    name, dtype = case
     height, width = 4 * rows + 2 - 2 * padding, 4 * columns + 2 - 2 * padding
     shapes = (2, height, width, channels), (3, 3, channels, features)
     with jax.enable_x64(dtype == "float64"):
         x, kernel = draw(channels, *shapes, dtype=dtype)
-        ours = run("winograd", x, kernel, 1, padding)
+        ours = run(name, x, kernel, 1, padding)
         wide = (a.astype(jnp.promote_types(dtype, "float32")) for a in (x, kernel))
         assert ours[0].dtype == dtype
-        assert_close(ours, run("xla", *wide, 1, padding), WINOGRAD_BOUNDS[dtype])
+        assert_close(ours, run("xla", *wide, 1, padding), WINOGRAD_BOUNDS[case])
 
 
 @settings(deadline=None, max_examples=5)
@@ -92,7 +98,10 @@ def test_bfloat16_product_and_its_gradients(rows, inner, columns):
 def test_backend_and_precision_count_also_of_a_function_that_was_traced_before():
     x, kernel = draw(1, (3, 8, 8, 16), (3, 3, 16, 5))
     window = Window.of(3, 1, 1)
-    assert choose(x, kernel, window, backend="gpu", exact=False) == "xla"
+    assert choose(x, kernel, window, backend="gpu", precision=None) == "xla"
+    narrow = partial(choose, x.astype("bfloat16"), kernel, window, backend="cpu")
+    names = [narrow(precision=precision) for precision in (None, "high", "highest")]
+    assert names == ["winograd_bfloat16", "winograd", "xla"]
     convolve, plain = (jax.jit(partial(f, window=window)) for f in (conv2d, ALGORITHMS["xla"]))
     assert not np.array_equal(convolve(x, kernel), plain(x, kernel))
     with jax.default_matmul_precision("highest"):

@@ -13,6 +13,7 @@ from jaxcifar.core.conv.matmul import dense, pointwise
 from jaxcifar.core.conv.window import Window
 from jaxcifar.core.conv.winograd import TILE, winograd
 
+EXACT = ("highest", "float32")  # to JAX two names of the same
 MAX_BLOCKS = 400  # of a dense matrix: more compile for seconds and are slower than XLA
 
 
@@ -25,13 +26,13 @@ def conv2d(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     backend = jax.default_backend()
     if backend == "cpu" and 1 < groups < channels:
         kernel, window = _block_diagonal(kernel, groups), window._replace(groups=1)
-    exact = jax.config.jax_default_matmul_precision in ("highest", "float32")  # type: ignore[attr-defined]
-    algorithm = choose(x, kernel, window, backend=backend, exact=exact)
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    algorithm = choose(x, kernel, window, backend=backend, precision=precision)
     return ALGORITHMS[algorithm](x, kernel, window)
 
 
-def choose(x: Any, kernel: Any, window: Window, *, backend: str, exact: bool) -> str:
-    """Return the fastest of ``ALGORITHMS``, or of those that are as ``exact`` as the plain sum."""
+def choose(x: Any, kernel: Any, window: Window, *, backend: str, precision: str | None) -> str:
+    """Return the fastest of ``ALGORITHMS`` at one of ``jax.default_matmul_precision``."""
     height, width, channels = x.shape[1:]
     if backend != "cpu":
         return "xla"
@@ -43,9 +44,10 @@ def choose(x: Any, kernel: Any, window: Window, *, backend: str, exact: bool) ->
     if height * width <= window.sizes[0] * window.sizes[1]:
         return "dense" if height * width * rows * columns <= MAX_BLOCKS else "xla"
     plain = window.strides == window.dilations == (1, 1) and rows % TILE == columns % TILE == 0
-    inexact = not exact and x.dtype != jnp.float64
+    inexact = precision not in EXACT and x.dtype != jnp.float64
     if window.sizes == (3, 3) and plain and channels >= 16 and inexact:
-        return "winograd_bfloat16" if x.dtype == jnp.bfloat16 else "winograd"
+        narrow = x.dtype == jnp.bfloat16 and precision != "high"
+        return "winograd_bfloat16" if narrow else "winograd"
     return "xla"
 
 

@@ -19,25 +19,29 @@ def matmul(a: jax.Array, b: jax.Array) -> Any:
     """Multiply ``(M, K)`` by ``(K, N)`` of one dtype; its gradients transpose nothing."""
 
     def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _product(dy, b, ((1,), (1,))), _transposed_matmul(a, dy)
+        d_a, d_b = product(dy, b, ((1,), (1,))), transposed_product(a, dy)
+        return d_a.astype(a.dtype), d_b.astype(b.dtype)
 
-    return _product(a, b, ((1,), (0,))), gradients
+    return product(a, b, ((1,), (0,))).astype(a.dtype), gradients
 
 
-def _transposed_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return ``a.T @ b`` of ``(M, K)`` and ``(M, N)``."""
-    if a.dtype == jnp.bfloat16 and len(a) % 2 == 0:
+def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return ``a.mT @ b`` of ``(..., M, K)`` and ``(..., M, N)``, as ``product`` does."""
+    rows = (a.ndim - 2,)
+    if a.dtype == jnp.bfloat16 and a.shape[-2] % 2 == 0:
         # For a sum over two axes XLA copies an operand first, which pays in bfloat16 only.
-        a, b = (x.reshape(2, -1, x.shape[1]) for x in (a, b))
-        return _product(a, b, ((0, 1), (0, 1)))
-    return _product(a, b, ((0,), (0,)))
+        a, b = (x.reshape(*x.shape[:-2], 2, -1, x.shape[-1]) for x in (a, b))
+        rows = (a.ndim - 3, a.ndim - 2)
+    return product(a, b, (rows, rows), batch=tuple(range(rows[0])))
 
 
-def _product(a: jax.Array, b: jax.Array, axes: Any) -> jax.Array:
-    """Sum over ``axes``, those of ``a`` and those of ``b``; einsum would transpose both first."""
+def product(a: jax.Array, b: jax.Array, axes: Any, batch: tuple[int, ...] = ()) -> jax.Array:
+    """Sum in float32 or wider over ``axes``, those of ``a`` and those of ``b``.
+
+    Unlike einsum it does not transpose both first.
+    """
     wide = jnp.promote_types(a.dtype, jnp.float32)
-    product = lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=wide)
-    return product.astype(a.dtype)
+    return lax.dot_general(a, b, (axes, (batch, batch)), preferred_element_type=wide)
 
 
 def pointwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -61,7 +65,7 @@ def dense(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
         def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
             # Transposing the kernel before it is unrolled is cheaper than the matrix after.
             d_x = matmul(dy, _unroll(kernel.swapaxes(2, 3), list(zip(*taps, strict=True))))
-            return d_x, _roll(_transposed_matmul(x, dy), taps, kernel)
+            return d_x, _roll(transposed_product(x, dy), taps, kernel)
 
         return matmul(x, _unroll(kernel, taps)), gradients
 
@@ -81,9 +85,9 @@ def _unroll(kernel: jax.Array, taps: Taps) -> jax.Array:
 def _roll(d_matrix: jax.Array, taps: Taps, kernel: jax.Array) -> jax.Array:
     """Return the gradient of ``kernel``: for each tap the sum of its blocks."""
     blocks = d_matrix.reshape(len(taps), kernel.shape[2], len(taps[0]), kernel.shape[3])
-    wide = jnp.promote_types(kernel.dtype, jnp.float32)
-    sums = {tap: jnp.zeros(kernel.shape[2:], wide) for tap in np.ndindex(*kernel.shape[:2])}
+    zeros = jnp.zeros(kernel.shape[2:], blocks.dtype)
+    sums = dict.fromkeys(np.ndindex(*kernel.shape[:2]), zeros)
     for r, c in np.ndindex(len(taps), len(taps[0])):
         if (tap := taps[r][c]) is not None:
-            sums[tap] += blocks[r, :, c].astype(wide)
+            sums[tap] += blocks[r, :, c]
     return jnp.stack(list(sums.values())).reshape(kernel.shape).astype(kernel.dtype)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxcifar.core.conv.matmul import product, transposed_product
 from jaxcifar.core.conv.window import Pair, Window
 
 TILE = 4  # outputs in each direction; a tile reads two more pixels
@@ -53,24 +54,19 @@ def winograd(x: jax.Array, kernel: jax.Array, window: Window, *, narrow: bool = 
             d_products = _square(_A.T, _split(dy)).astype(dtype)
             # Transformed again: as residuals the transformed images take 2.25 times the memory.
             images = _transform(_B, x, window.paddings).astype(dtype)
-            if narrow and images.shape[1] % 2 == 0:
-                # For a sum over two axes XLA copies an operand first, which pays in bfloat16 only.
-                images, d_products = (
-                    a.reshape(36, 2, -1, a.shape[-1]) for a in (images, d_products)
-                )
-            axes = tuple(range(1, images.ndim - 1))
-            d_kernel = _square(_G.T, _product(images, d_products, (axes, axes)))
+            d_kernel = _square(_G.T, transposed_product(images, d_products))
             # The gradient of the images is the convolution of dy with the turned kernel.
             (top, bottom), (left, right) = window.paddings
             below, beside = (-side % TILE for side in x.shape[1:3])  # to whole tiles
             paddings = (2 - top, 2 - bottom + below), (2 - left, 2 - right + beside)
             transformed = _transform(_TURNED_B, dy, paddings).astype(dtype)
-            products = _product(transformed, weights, ((2,), (2,)))
+            products = product(transformed, weights, ((2,), (2,)), batch=(0,))
             d_x = _join(_square(_TURNED_A, products), x.shape[:3])
             return d_x.astype(x.dtype), d_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
         weights = _square(_G, kernel.reshape(9, *kernel.shape[2:])).astype(dtype)
-        products = _product(_transform(_B, x, window.paddings).astype(dtype), weights, ((2,), (1,)))
+        images = _transform(_B, x, window.paddings).astype(dtype)
+        products = product(images, weights, ((2,), (1,)), batch=(0,))
         return _join(_square(_A, products), (x.shape[0], *outputs)).astype(x.dtype), gradients
 
     return convolve(x, kernel)
@@ -97,12 +93,6 @@ def _square(matrix: np.ndarray, x: jax.Array) -> jax.Array:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.asarray(np.kron(matrix, matrix), x.dtype)
     return (square @ x.reshape(len(x), -1)).reshape(-1, *x.shape[1:])
-
-
-def _product(a: jax.Array, b: jax.Array, axes: Any) -> jax.Array:
-    """Multiply 36 pairs of matrices: sum over ``axes``, those of ``a`` and those of ``b``."""
-    wide = jnp.promote_types(a.dtype, jnp.float32)
-    return lax.dot_general(a, b, (axes, ((0,), (0,))), preferred_element_type=wide)
 
 
 def _split(y: jax.Array) -> jax.Array:
