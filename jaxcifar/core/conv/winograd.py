@@ -17,27 +17,16 @@ from jaxcifar.core.conv.matmul import product, transposed_product
 from jaxcifar.core.conv.window import Pair, Window
 
 TILE = 4  # outputs in each direction; a tile reads two more pixels
-# And infinity. These err less than half as much as the usual 0, 1, -1, 2 and -2.
-POINTS = np.array([0, 2 / 3, -2 / 3, -3 / 2, 3 / 2])
-Paddings = tuple[Pair, Pair]
-
-
-def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return A, B and G for the points, as Toom and Cook construct them."""
-    others = [np.delete(POINTS, i) for i in range(5)]
-    scales = np.array([[np.prod(p - rest)] for p, rest in zip(POINTS, others, strict=True)])
-    infinity = np.eye(6)[5]
-    a = np.vstack([np.vander(POINTS, 4, increasing=True), infinity[-4:]])
-    g = np.vstack([np.vander(POINTS, 3, increasing=True) / scales, infinity[-3:]])
-    b = [*([*np.poly(rest)[::-1], 0] for rest in others), np.poly(POINTS)[::-1]]
-    return a.T, np.array(b), g
-
-
-_A, _B, _G = _matrices()
+# The last point is infinity. They err less than half as much as the usual 0, 1, -1, 2 and -2.
+_POINTS = np.array([0, 2 / 3, -2 / 3, -3 / 2, 3 / 2])
+# Polynomials at the points: of a product, the coefficients follow by the inverse. Transposed, such
+# a multiplication is a correlation (Toom, 1963; Winograd, 1980).
+_A, _INVERSE, _G = (np.vstack([np.vander(_POINTS, n, True), np.eye(n)[-1]]) for n in (4, 6, 3))
+_A, _B = _A.T, np.linalg.inv(_INVERSE).T
 # The reciprocal of each point is as far from the other end. So the transform of a kernel that is
-# turned by 180 degrees is the transform of the kernel, in reverse and scaled by these numbers.
-_SCALES = _G[:, ::-1].sum(1, keepdims=True) / _G[::-1].sum(1, keepdims=True)
-_TURNED_A, _TURNED_B = _A[:, ::-1], (_SCALES * _B)[::-1]
+# turned by 180 degrees is the transform of the kernel, in reverse and scaled by these squares.
+_SQUARES = np.array([[1], *_POINTS[1:, None] ** 2, [1]])
+_TURNED_A, _TURNED_B = _A[:, ::-1], (_SQUARES * _B)[::-1]
 
 
 def winograd(x: jax.Array, kernel: jax.Array, window: Window, *, narrow: bool = False) -> jax.Array:
@@ -72,7 +61,7 @@ def winograd(x: jax.Array, kernel: jax.Array, window: Window, *, narrow: bool = 
     return convolve(x, kernel)
 
 
-def _transform(matrix: np.ndarray, x: jax.Array, paddings: Paddings) -> jax.Array:
+def _transform(matrix: np.ndarray, x: jax.Array, paddings: tuple[Pair, Pair]) -> jax.Array:
     """Map images ``(N, H, W, C)`` to ``(36, tiles, C)``; overlapping tiles are never stored."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     for direction in (0, 1):  # the stacked axes go in front, rows before columns
