@@ -101,9 +101,7 @@ class PortConfig(WeightsOptions):
         metavar="NAME",
     )
     train_step: bool = option(False, "compare the running statistics after one training step, too")
-    data_dir: str | None = optional(
-        f"compare on {VERIFY_IMAGES} CIFAR-10 test images from here, too"
-    )
+    data_dir: str | None = optional(f"compare on {VERIFY_IMAGES} CIFAR-10 images from here, too")
     report: str | None = optional("write what was done and measured to this JSON file")
     dry_run: bool = option(False, "check and compare, but write nothing except the report")
     force: bool = option(False, "replace an existing OUTPUT and report")

@@ -97,12 +97,10 @@ class TrainConfig(Options):
         " none for digits, crop for a folder, where a mirrored image can mean something else",
     )
     val_fraction: Share = option(
-        0.0,
-        "share of the training images held out for validation; keeps the best checkpoint, too",
+        0.0, "share of the training images held out for validation; keeps the best checkpoint, too"
     )
     precision: Literal["float32", "bfloat16"] = option(
-        "float32",
-        "compute dtype; on a CPU with avx512_bf16, bfloat16 makes the ResNet faster, but not VGG16",
+        "float32", "compute dtype; bfloat16 is faster on a GPU and on a CPU with avx512_bf16"
     )
     seed: Seed = option(0, "seeds the weights, the order of the images, crops, flips and dropout")
     on_nonfinite: Literal["stop", "skip"] = option(

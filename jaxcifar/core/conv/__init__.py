@@ -13,7 +13,6 @@ from jaxcifar.core.conv.matmul import dense, pointwise
 from jaxcifar.core.conv.window import Window
 from jaxcifar.core.conv.winograd import TILE, winograd
 
-EXACT = ("highest", "float32")  # to JAX two names of the same
 MAX_BLOCKS = 400  # of a dense matrix: more compile for seconds and are slower than XLA
 
 
@@ -44,7 +43,7 @@ def choose(x: Any, kernel: Any, window: Window, *, backend: str, precision: str 
     if height * width <= window.sizes[0] * window.sizes[1]:
         return "dense" if height * width * rows * columns <= MAX_BLOCKS else "xla"
     plain = window.strides == window.dilations == (1, 1) and rows % TILE == columns % TILE == 0
-    inexact = precision not in EXACT and x.dtype != jnp.float64
+    inexact = precision not in ("highest", "float32") and x.dtype != jnp.float64
     if window.sizes == (3, 3) and plain and channels >= 16 and inexact:
         narrow = x.dtype == jnp.bfloat16 and precision != "high"
         return "winograd_bfloat16" if narrow else "winograd"

@@ -36,10 +36,7 @@ def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def product(a: jax.Array, b: jax.Array, axes: Any, batch: tuple[int, ...] = ()) -> jax.Array:
-    """Sum in float32 or wider over ``axes``, those of ``a`` and those of ``b``.
-
-    Unlike einsum it does not transpose both first.
-    """
+    """Sum over ``axes`` in float32 or wider; einsum would transpose both first."""
     wide = jnp.promote_types(a.dtype, jnp.float32)
     return lax.dot_general(a, b, (axes, (batch, batch)), preferred_element_type=wide)
 
