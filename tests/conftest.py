@@ -11,7 +11,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the comparisons with torch are made o
 # Many tests compile the same programs, in several workers and in the commands that they start.
 if "JAXCIFAR_TEST_CACHE" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="jaxcifar-compiled-")
-    os.environ["JAXCIFAR_TEST_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    for name in ("JAXCIFAR_TEST_CACHE", "JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        os.environ[name] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # also the small ones
 
 import jax

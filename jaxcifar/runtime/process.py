@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jaxlib
 import numpy as np
+import platformdirs
 from jax.experimental import multihost_utils
 
 from jaxcifar.errors import UserError, one_line
@@ -94,11 +95,10 @@ def keep_programs() -> None:
     # One for each jaxlib and processor: code for one can crash on another.
     processor = f"{platform.machine()} {platform.processor()} {cpu_info('flags', 'Features')}"
     key = hashlib.sha256(processor.encode()).hexdigest()[:12]
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    caches = "~/Library/Caches" if sys.platform == "darwin" else caches
-    directory = Path(caches, f"jaxcifar/jaxlib-{jaxlib.version.__version__}-{key}")
     with suppress(RuntimeError):  # without a home there is no cache
-        jax.config.update("jax_compilation_cache_dir", str(directory.expanduser()))
+        caches = platformdirs.user_cache_path("jaxcifar")
+        directory = caches / f"jaxlib-{jaxlib.version.__version__}-{key}"
+        jax.config.update("jax_compilation_cache_dir", str(directory))
     show = warnings.showwarning
 
     def clear(message: Warning | str, *args: Any, **options: Any) -> None:
@@ -107,7 +107,7 @@ def keep_programs() -> None:
             show(message, *args, **options)
             return
         with suppress(OSError):  # where nothing can be written there is no cache either
-            for path in directory.expanduser().glob("*-cache"):
+            for path in directory.glob("*-cache"):
                 path.unlink(missing_ok=True)
 
     warnings.showwarning = clear

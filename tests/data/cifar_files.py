@@ -78,11 +78,10 @@ def prepare(data_dir, dataset, source=CIFAR10, format="array_record"):
     for split, examples in zip(("train", "test"), dataset[:2], strict=True):
         path = str(folder / f"{source.name}-{split}.{format}-00000-of-00001")
         writer = WRITERS[format](path)
-        chunk = {"dpi": (72, 72)} if split == "test" else {}  # which TFDS does not write
         for image, label in zip(*examples, strict=True):
             example = tf_example_pb2.Example()
             feature = example.features.feature
-            feature["image"].bytes_list.value.append(encode(Image.fromarray(image), "PNG", **chunk))
+            feature["image"].bytes_list.value.append(encode(Image.fromarray(image), "PNG"))
             feature["label"].int64_list.value.append(int(label))
             feature["coarse_label"].int64_list.value.append(int(label) // 5)
             writer.write(example.SerializeToString())
@@ -111,6 +110,9 @@ def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+DAMAGES = truncate, flip_a_bit
 
 
 def assert_equal(actual, expected):

@@ -65,6 +65,21 @@ def test_prepared_data_is_read_and_only_test_is_needed(format, rng, tmp_path, mo
     files.assert_equal(data.load("cifar10", tmp_path, test_only=True)[1:], dataset[1:])
 
 
+def test_prepared_data_is_decoded_once(rng, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files.prepare(tmp_path, dataset := files.make_dataset(rng))
+    reads = []
+    read = lambda *a, read=cifar._read: reads.append(a) or read(*a)  # noqa: E731
+    monkeypatch.setattr(cifar, "_read", read)
+    for _ in range(2):
+        files.assert_equal(data.load("cifar10", tmp_path), dataset)
+        assert len(reads) == 2  # of two splits
+    for kept, damage in zip(tmp_path.glob("cache/*/*.npz"), files.DAMAGES, strict=True):
+        damage(kept)
+    files.assert_equal(data.load("cifar10", tmp_path), dataset)
+    assert len(reads) == 4
+
+
 def replace_by_the_test_set(shard):
     shutil.copy(shard.with_name(shard.name.replace("train", "test")), shard)
 
@@ -74,7 +89,7 @@ def replace_by_a_pipe(shard):
     os.mkfifo(shard)
 
 
-DAMAGES = files.truncate, files.flip_a_bit, Path.unlink, replace_by_the_test_set, replace_by_a_pipe
+DAMAGES = *files.DAMAGES, Path.unlink, replace_by_the_test_set, replace_by_a_pipe
 
 
 @pytest.mark.parametrize("format", files.WRITERS)
