@@ -27,12 +27,12 @@ def matmul(a: jax.Array, b: jax.Array) -> Any:
 
 def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return ``a.mT @ b`` of ``(..., M, K)`` and ``(..., M, N)``, as ``product`` does."""
-    rows = (a.ndim - 2,)
+    batch = tuple(range(a.ndim - 2))
     if a.dtype == jnp.bfloat16 and a.shape[-2] % 2 == 0:
         # For a sum over two axes XLA copies an operand first, which pays in bfloat16 only.
         a, b = (x.reshape(*x.shape[:-2], 2, -1, x.shape[-1]) for x in (a, b))
-        rows = (a.ndim - 3, a.ndim - 2)
-    return product(a, b, (rows, rows), batch=tuple(range(rows[0])))
+    rows = tuple(range(len(batch), a.ndim - 1))
+    return product(a, b, (rows, rows), batch)
 
 
 def product(a: jax.Array, b: jax.Array, axes: Any, batch: tuple[int, ...] = ()) -> jax.Array:
