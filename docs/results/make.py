@@ -77,10 +77,11 @@ def results(runs: list[RunDirectory]) -> list[str]:
     return [*lines, *(command_line(run.read_config(), "jaxcifar", "train") for run in runs), "```"]
 
 
-def by_network(run: RunDirectory) -> tuple[str, bool, int]:
-    """Return the network, whether torch trained it, and the seed, by which runs are sorted."""
-    config = run.read_config()
-    return config.model, run.path.name.startswith("torch-"), config.seed
+def by_network(run: RunDirectory) -> tuple[str, str, int]:
+    """Return network, program and seed, by which runs are sorted."""
+    config, name = run.read_config(), run.path.name
+    program = "torch" if name.startswith("torch-") else "jaxcifar"
+    return config.model, f"{program}{', bfloat16' if '-bf16-' in name else ''}", config.seed
 
 
 def first_epochs(run: RunDirectory, split: str) -> list[dict[str, Any]]:
@@ -101,14 +102,15 @@ def comparison(runs: list[RunDirectory]) -> list[str]:
 
 
 def draw_comparison(runs: list[RunDirectory]) -> Any:
-    """Draw each network's loss and accuracy; torch is orange, another seed dashed."""
+    """Draw each network's loss and accuracy; a program has a colour, another seed is dashed."""
+    colors = {"jaxcifar": "C0", "torch": "C1", "jaxcifar, bfloat16": "C2"}
     models = sorted({run.read_config().model for run in runs})
     drawing = figure.Figure(figsize=(10, 6.5), layout="constrained")
     panels = drawing.subplots(2, len(models), squeeze=False)
     for run in runs:
-        model, of_torch, seed = by_network(run)
-        color, line = "C1" if of_torch else "C0", "--" if seed else "-"
-        label = f"{'torch' if of_torch else 'jaxcifar'}, seed {seed}"
+        model, program, seed = by_network(run)
+        color, line = colors[program], "--" if seed else "-"
+        label = f"{program}, seed {seed}"
         column = panels[:, models.index(model)]
         for axes, split in zip(column, ("train", "val"), strict=True):
             quantity = "loss" if split == "train" else "accuracy"
@@ -118,7 +120,7 @@ def draw_comparison(runs: list[RunDirectory]) -> Any:
             axes.set(title=f"{model}: {split} {quantity}", xlabel="step")
     for axes in panels.flat:
         axes.grid(alpha=0.3)
-    panels[0, 0].legend(fontsize="small")
+        axes.legend(fontsize="small")
     return drawing
 
 

@@ -117,11 +117,9 @@ def test_backend_and_precision_count_also_of_a_function_that_was_traced_before()
         ((5, 5), 4, 1, {"stride": (2, 1)}, "matmul"),
         ((2, 3), 4, (3, 2), {"padding": "same", "dilation": (1, 2)}, "dense"),
         ((8, 7), 4, (3, 2), {"stride": (1, 2), "dilation": 2, "padding": 1}, "xla"),
-        ((7, 7), 2, 7, {"padding": 3}, "xla"),
         ((8, 8), 3, 3, {"padding": 1}, "xla"),
         ((6, 6), 16, 3, {"padding": 1}, "xla"),
         ((8, 6), 4, 3, {"padding": 1, "groups": 4, "stride": (2, 1)}, "depthwise"),
-        ((8, 6), 2, (2, 3), {"padding": "same", "groups": 2, "dilation": 2}, "depthwise"),
     ],
 )
 def test_a_layer_takes_the_fastest(size, channels, kernel_size, options, expected, monkeypatch):

@@ -44,7 +44,6 @@ def test_without_glibc_nothing_happens(monkeypatch):
 CACHE = """
 import jax, os, pathlib
 from jaxcifar.runtime import process
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 def keep(**environment):
     os.environ.update(environment)
     process.keep_programs()
