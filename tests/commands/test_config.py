@@ -75,7 +75,6 @@ def test_a_command_can_be_pasted_into_a_shell(path, script, monkeypatch):
         ({"epochs": True}, "--epochs must be a whole number"),
         ({"learning_rate": float("nan")}, "--learning-rate must be a positive number"),
         ({"learning_rate": "fast"}, "--learning-rate must be a number"),
-        ({"decay_rate": 0.0}, "--decay-rate must be above 0"),
         ({"dropout_rate": 1.0}, "--dropout-rate must be at least 0 and below 1"),
         ({"seed": -1}, "--seed must be between"),
         ({"checkpoint_every": -5}, "--checkpoint-every must be 0 or more"),
@@ -85,7 +84,6 @@ def test_a_command_can_be_pasted_into_a_shell(path, script, monkeypatch):
         (TWO | {"coordinator": "host"}, "--coordinator must be HOST:PORT or auto"),
         (TWO | {"process_id": 2}, "needs --num-processes N and --process-id, from 0 to N - 1"),
         ({"num_processes": 2}, "--coordinator HOST:PORT needs --num-processes"),
-        ({"process_id": 0}, "--coordinator HOST:PORT needs --num-processes"),
     ],
 )
 def test_wrong_values_are_named_in_a_line(changes, message):

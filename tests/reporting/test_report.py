@@ -116,7 +116,7 @@ def test_several_runs_are_compared_in_one_page(run, tmp_path):
     other = shutil.copytree(run.workdir, tmp_path / "run")  # of the same name
     path = make_report(run.workdir, other, output=tmp_path / "both")
     shown = texts(path)
-    assert shown.count(f"{100 * run.test_accuracy:.2f} %") == 4
+    assert shown.count(f"{100 * run.test_accuracy:.2f} %") >= 4  # other shares may be the same
     assert [address for address in addresses(path) if address[0] == "#"] == ["#run-1", "#run-2"]
     assert len({text for text in shown if re.fullmatch(r"[^,/]+/run", text)}) == 2
     figures = [f"{name}-{number}.png" for name in FIGURES[1:] for number in (1, 2)]

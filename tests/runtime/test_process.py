@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from jaxcifar import UserError
-from jaxcifar.runtime import memory, process
+from jaxcifar.runtime import process
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
@@ -33,12 +33,6 @@ faults(); print(default, faults())
     default, kept = map(int, out.stdout.split())
     assert kept < 100
     assert kept < default / 10
-
-
-def test_without_glibc_nothing_happens(monkeypatch):
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    memory.share_arenas()
-    memory.keep_freed.__wrapped__()
 
 
 CACHE = """
@@ -72,13 +66,6 @@ keep()
 assert max(path.stat().st_size for path in paths if path.exists()) > 9
 """
     run(code)
-
-
-def test_a_cache_that_is_set_stays(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    process.keep_programs()
-    assert process.jax.config.jax_compilation_cache_dir == os.environ["JAXCIFAR_TEST_CACHE"]
-    assert not list(tmp_path.iterdir())
 
 
 def test_without_a_home_or_a_place_there_is_no_cache_and_no_error():
