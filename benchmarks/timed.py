@@ -67,17 +67,18 @@ class Program:
         self.close()
 
 
-def first_step_of_command(model: str, dataset: str, cache: Path) -> float | None:
+def first_step_of_command(model: str, dataset: str, caches: Path) -> float | None:
     """Return the seconds from the start of ``jaxcifar train`` to its first loss, and end it."""
     with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryFile("w+") as log:
         command = [sys.executable, "-m", "jaxcifar", "train", "--model", model]
         command += ["--dataset", dataset, "--workdir", f"{workdir}/run"]
         command += ["--log-every", "1", "--limit-steps", "20"]  # ends soon if nobody ends it
+        environment = os.environ | {"XDG_CACHE_HOME": str(caches)}
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         start = time.monotonic()
         process = subprocess.Popen(  # noqa: S603
-            command, stdout=subprocess.PIPE, stderr=log, text=True,
-            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)},
-        )  # fmt: skip
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
         limit = threading.Timer(PATIENCE, process.kill)
         limit.start()
         seconds = None
