@@ -188,6 +188,7 @@ def main() -> None:
     start, done = time.monotonic(), 0.0
     with tempfile.TemporaryDirectory() as caches:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{caches}/jax"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # as the command has it
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{caches}/torch"
         os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # two programs compile at once
         for number, job in enumerate(jobs, start=1):
