@@ -81,7 +81,11 @@ def by_network(run: RunDirectory) -> tuple[str, str, int]:
     """Return network, program and seed, by which runs are sorted."""
     config, name = run.read_config(), run.path.name
     program = "torch" if name.startswith("torch-") else "jaxcifar"
-    return config.model, f"{program}{', bfloat16' if '-bf16-' in name else ''}", config.seed
+    return (
+        config.model,
+        f"{program}{', bfloat16 products' if '-bf16-' in name else ''}",
+        config.seed,
+    )
 
 
 def first_epochs(run: RunDirectory, split: str) -> list[dict[str, Any]]:
@@ -103,7 +107,7 @@ def comparison(runs: list[RunDirectory]) -> list[str]:
 
 def draw_comparison(runs: list[RunDirectory]) -> Any:
     """Draw each network's loss and accuracy; a program has a colour, another seed is dashed."""
-    colors = {"jaxcifar": "C0", "torch": "C1", "jaxcifar, bfloat16": "C2"}
+    colors = {"jaxcifar": "C0", "torch": "C1", "jaxcifar, bfloat16 products": "C2"}
     models = sorted({run.read_config().model for run in runs})
     drawing = figure.Figure(figsize=(10, 6.5), layout="constrained")
     panels = drawing.subplots(2, len(models), squeeze=False)

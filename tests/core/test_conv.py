@@ -99,8 +99,10 @@ def test_backend_and_precision_count_also_of_a_function_that_was_traced_before()
     x, kernel = draw(1, (3, 8, 8, 16), (3, 3, 16, 5))
     window = Window.of(3, 1, 1)
     assert choose(x, kernel, window, backend="gpu", precision=None) == "xla"
-    narrow = partial(choose, x.astype("bfloat16"), kernel, window, backend="cpu")
-    names = [narrow(precision=precision) for precision in (None, "high", "highest")]
+    narrow = partial(choose, x.astype("bfloat16"), window=window, backend="cpu")
+    assert narrow(kernel=kernel, precision=None) == "winograd"
+    kernel_of_many = jnp.zeros((3, 3, 16, 1024), "bfloat16")
+    names = [narrow(kernel=kernel_of_many, precision=p) for p in (None, "high", "highest")]
     assert names == ["winograd_bfloat16", "winograd", "xla"]
     convolve, plain = (jax.jit(partial(f, window=window)) for f in (conv2d, ALGORITHMS["xla"]))
     assert not np.array_equal(convolve(x, kernel), plain(x, kernel))

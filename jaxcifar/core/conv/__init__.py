@@ -13,6 +13,7 @@ from jaxcifar.core.conv.matmul import dense, pointwise
 from jaxcifar.core.conv.window import Window
 from jaxcifar.core.conv.winograd import TILE, winograd
 
+LARGE = 2**20  # outputs of a layer times its channels; in smaller ones the loss notices bfloat16
 MAX_BLOCKS = 400  # of a dense matrix: more compile for seconds and are slower than XLA
 
 
@@ -45,7 +46,8 @@ def choose(x: Any, kernel: Any, window: Window, *, backend: str, precision: str 
     plain = window.strides == window.dilations == (1, 1) and rows % TILE == columns % TILE == 0
     inexact = precision not in ("highest", "float32") and x.dtype != jnp.float64
     if window.sizes == (3, 3) and plain and channels >= 16 and inexact:
-        narrow = x.dtype == jnp.bfloat16 and precision != "high"
+        large = rows * columns * kernel.shape[2] * kernel.shape[3] >= LARGE
+        narrow = x.dtype == jnp.bfloat16 and precision != "high" and large
         return "winograd_bfloat16" if narrow else "winograd"
     return "xla"
 
