@@ -35,7 +35,9 @@ def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> 
 
     net = create_model(model, dtype=precision)
     schedule = state.make_schedule(1e-3, decay_rate=1 / 3, decay_steps=10_000)
-    train_state = state.create_state(jax.random.key(0), net, state.make_optimizer(schedule))
+    train_state = state.create_state(
+        jax.random.key(0, impl="rbg"), net, state.make_optimizer(schedule)
+    )
     examples = jax.device_put(steps.Examples(*draw()))
     totals = steps.Metrics.zeros()
     if task == "evaluate":

@@ -64,7 +64,7 @@ def test_a_full_stdout_ends_another_command_in_a_line(tmp_path):
     assert (done.returncode, done.stderr) == (2, message)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", console.stop_signals()[1:])  # not SIGHUP under nohup
 def test_a_signal_is_announced_and_ends_a_command(signum):
     words = [sys.executable, "-c", COMMAND, "train", "--seed", "1"]
     process = subprocess.Popen(words, stdout=-1, stderr=-1, text=True)
