@@ -75,7 +75,6 @@ def test_a_command_can_be_pasted_into_a_shell(path, script, monkeypatch):
         ({"epochs": True}, "--epochs must be a whole number"),
         ({"learning_rate": float("nan")}, "--learning-rate must be a positive number"),
         ({"learning_rate": "fast"}, "--learning-rate must be a number"),
-        ({"dropout_rate": 1.0}, "--dropout-rate must be at least 0 and below 1"),
         ({"checkpoint_every": -5}, "--checkpoint-every must be 0 or more"),
         ({"resume": True}, "--resume and --coordinator need --workdir"),
         ({"ema": True}, "--ema selects among the weights of --init-from"),

@@ -51,7 +51,7 @@ def test_a_network_without_weights_is_told_which_have_some(model):
 @pytest.fixture
 def installed(monkeypatch, tmp_path):
     """As in an installed wheel: no clone, and an address that a server on loopback has."""
-    served, content = tmp_path / "served", b"trained weights"
+    served, content = tmp_path / "weights", b"trained weights"
     served.mkdir()
     (served / "tiny.safetensors").write_bytes(content)
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=served)
@@ -62,17 +62,18 @@ def installed(monkeypatch, tmp_path):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         address = f"weights, http://127.0.0.1:{server.server_port}"
-        metadata = {"Project-URL": [address]}
-        fake = type("", (), {"get_all": lambda self, name: metadata[name]})
+        fake = type("", (), {"get_all": lambda self, name: [address]})
         monkeypatch.setattr(importlib.metadata, "metadata", lambda name: fake())
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield served / "tiny.safetensors"
         server.shutdown()
 
 
-def test_an_installed_package_downloads_them_once(installed):
+def test_an_installed_package_downloads_them_once(installed, monkeypatch):
     path = weights.resolve("pretrained", "tiny")
     assert path.read_bytes() == installed.read_bytes()
+    monkeypatch.chdir(installed.parents[1])
+    assert weights.resolve("pretrained", "tiny") == Path("weights/tiny.safetensors")  # in a clone
     installed.unlink()
     assert weights.resolve("pretrained", "tiny") == path
 
