@@ -99,4 +99,5 @@ def train_and_evaluate(config: TrainConfig) -> History:
 
 def main(config: TrainConfig) -> None:
     """Run the command."""
-    log.info("Checkpoints, logs and report are in %s", train_and_evaluate(config).workdir)
+    history = train_and_evaluate(config)
+    log.info("Checkpoints, logs and report are in %s", history.workdir)
