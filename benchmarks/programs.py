@@ -29,15 +29,14 @@ def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> 
     import jax
 
     from jaxcifar.core import state, steps
+    from jaxcifar.core.augment import Augmentation
     from jaxcifar.core.inference import forward
     from jaxcifar.core.models import create_model
-    from jaxcifar.runtime.process import computes_on_cpu
+    from jaxcifar.runtime import process
 
     net = create_model(model, dtype=precision)
     schedule = state.make_schedule(1e-3, decay_rate=1 / 3, decay_steps=10_000)
-    train_state = state.create_state(
-        jax.random.key(0, impl="rbg"), net, state.make_optimizer(schedule)
-    )
+    train_state = state.create_state(state.host_key(0), net, state.make_optimizer(schedule))
     examples = jax.device_put(steps.Examples(*draw()))
     totals = steps.Metrics.zeros()
     if task == "evaluate":
@@ -51,14 +50,19 @@ def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> 
     order = state.epoch_order(jax.random.key(1), 0, examples=IMAGES, batch_size=batch_size)
     key = jax.random.key(2)
 
-    on_cpu = computes_on_cpu()
+    on_cpu = process.computes_on_cpu()
+    augment: Augmentation = "crop-flip" if task == "epoch" else "none"
+    if on_cpu:
+        inputs = train_state, totals, examples, order, key
+        steps.train_steps_at.lower(*inputs, augment=augment, count=1).compile()
+        process.keep_freed()
 
     def train(count: int) -> None:
         nonlocal train_state, totals
         for _ in range(count if on_cpu else 1):
             train_state, totals = steps.train_steps_at(
                 *(train_state, totals, examples, order, key),
-                augment="crop-flip" if task == "epoch" else "none",
+                augment=augment,
                 count=1 if on_cpu else count,
             )
             jax.block_until_ready(totals)

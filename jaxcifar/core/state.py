@@ -1,5 +1,6 @@
 """The training state, its optimizer, and how they start."""
 
+import math
 import reprlib
 from functools import cache, partial, reduce
 from operator import getitem
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 from flax.training import train_state
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.extend.random import define_prng_impl
 
 from jaxcifar.core.models import head, init
 
@@ -60,6 +62,32 @@ def make_optimizer(schedule: optax.ScalarOrSchedule, *, weight_decay: float = 0.
     if not weight_decay:
         return optax.adam(schedule)
     return optax.adamw(schedule, weight_decay=weight_decay)  # of every parameter
+
+
+def host_key(seed: int) -> jax.Array:
+    """Return a key for ``jax.random`` whose numbers NumPy draws: XLA compiles a loop for each."""
+    return jax.random.key(seed, impl=_HOST)
+
+
+def _draw(bits: int, shape: tuple[int, ...], *words: Any) -> jax.Array:
+    """Return random unsigned integers that follow from 32-bit words (Salmon et al., 2011)."""
+    of = jax.ShapeDtypeStruct(shape, f"uint{bits}")
+
+    def draw(*words: Any) -> np.ndarray:
+        raw = np.random.Philox(np.hstack(words)).random_raw(-(-math.prod(shape) * bits // 64))
+        return raw.view(of.dtype)[: math.prod(shape)].reshape(shape)
+
+    return jax.pure_callback(draw, of, *words, vmap_method="sequential")
+
+
+_HOST = define_prng_impl(
+    key_shape=(4,),  # words
+    seed=lambda seed: _draw(32, (4,), seed.astype(np.uint32)),
+    split=lambda key, shape: _draw(32, (*shape, 4), key),
+    fold_in=lambda key, data: _draw(32, (4,), key, data),
+    random_bits=lambda key, bits, shape: _draw(bits, shape, key),
+    name="numpy",
+)
 
 
 def create_state(key: jax.Array, model: nn.Module, optimizer: Optimizer) -> TrainState:

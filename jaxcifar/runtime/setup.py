@@ -103,7 +103,7 @@ def prepare(config: TrainConfig, directory: RunDirectory) -> tuple[Run, state.Tr
     # All random numbers follow from these, the epoch and the step: resuming needs no more.
     split = jax.jit(lambda s: jax.random.split(jax.random.key(s), 3), out_shardings=replicated)
     _, order_key, step_key = split(np.uint32(config.seed))
-    init_key = jax.random.key(config.seed, impl="rbg")  # compiles in half of threefry's time
+    init_key = state.host_key(config.seed)
     if initial is None:
         first = state.create_state(init_key, model, optimizer)
     else:

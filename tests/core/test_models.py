@@ -6,9 +6,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from scipy.stats import kstest, norm, uniform
 
-from jaxcifar.core import models
 from jaxcifar.core.models import create_model
-from jaxcifar.core.state import create_state, make_optimizer
+from jaxcifar.core.state import create_state, host_key, make_optimizer
 
 UNIFORM = uniform(-1, 2)  # from -1 to 1
 
@@ -19,12 +18,9 @@ def assert_drawn(distribution, values, scale):
 
 
 @pytest.mark.parametrize("name", ["vgg16_bn", "resnet50_layer4"])
-def test_initializers(name, monkeypatch):
-    # Layers of a kind have one initializer, and compiling those of all layers takes long.
-    monkeypatch.setattr(models, "VGG16_FEATURES", (64, 512, *[models.POOL] * 5))
-    monkeypatch.setattr(models, "RESNET_BLOCKS", {"layer2": ((64, 256, 2),)})
+def test_initializers(name):
     model = create_model(name, dtype="bfloat16")  # of the computation, not of the parameters
-    state = create_state(jax.random.key(0), model, make_optimizer(1e-3))
+    state = create_state(host_key(0), model, make_optimizer(1e-3))
     params = flatten_dict(state.params, sep="/")
     for path, leaf in params.items():
         layer, _, leaf_name = path.rpartition("/")
@@ -41,3 +37,11 @@ def test_initializers(name, monkeypatch):
             assert_drawn(UNIFORM, leaf, np.sqrt(6 / (receptive * sum(leaf.shape[-2:]))))
         else:
             assert_drawn(UNIFORM, leaf, 1 / np.sqrt(np.prod(kernel.shape[:-1])))
+
+
+def test_the_hosts_numbers_are_those_of_the_key():
+    keys = (key := host_key(0)), *jax.random.split(key), jax.random.fold_in(key, 1), host_key(1)
+    draws = np.stack([jax.random.normal(key, (3,)) for key in keys])
+    assert len({*draws.ravel().tolist()}) == draws.size
+    draw = jax.jit(jax.vmap(lambda key: jax.random.normal(key, (3,))))
+    np.testing.assert_array_equal(draw(jax.numpy.stack(keys)), draws)
