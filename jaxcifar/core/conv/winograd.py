@@ -17,6 +17,7 @@ from jax import lax
 from jaxcifar.core.conv.matmul import product, transposed_product
 from jaxcifar.core.conv.window import Pair, Window
 
+LARGE = 2**21  # values of images
 TILE = 4  # outputs in each direction; a tile reads two more pixels
 # The last point is infinity. They err less than half as much as the usual 0, 1, -1, 2 and -2.
 _POINTS = np.array([0, 2 / 3, -2 / 3, -3 / 2, 3 / 2])
@@ -43,8 +44,10 @@ def winograd(x: jax.Array, kernel: jax.Array, window: Window, *, narrow: bool = 
         def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
             tiles = dy.reshape(n, rows, TILE, columns, TILE, -1).transpose(2, 4, 0, 1, 3, 5)
             d_products = _square(_A.T, tiles.reshape(16, -1, dy.shape[-1])).astype(dtype)
-            # Transformed again: as residuals the transformed images take 2.25 times the memory.
-            images = _transform(_B, x, window.paddings).astype(dtype)
+            # Transformed images take 2.25 times the memory. Large ones are transformed again, which
+            # XLA would merge with the first time if they did not seem to depend on dy.
+            again = x + 0 * dy[0, 0, 0, 0] if x.size > LARGE and x.dtype == jnp.float32 else x
+            images = _transform(_B, again, window.paddings).astype(dtype)
             d_kernel = _square(_G.T, transposed_product(images, d_products))
             # The gradient of the images is the convolution of dy with the turned kernel.
             counts = [-(-side // TILE) for side in x.shape[1:3]]
@@ -55,7 +58,10 @@ def winograd(x: jax.Array, kernel: jax.Array, window: Window, *, narrow: bool = 
             d_x = _join(tiles, n, *counts)[:, : x.shape[1], : x.shape[2]]
             return d_x.astype(x.dtype), d_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
-        weights = _square(_G, kernel.reshape(9, *kernel.shape[2:])).astype(dtype)
+        if narrow:  # rounded at once, where a product would store them in float32 first
+            weights = _transform(_G, kernel.transpose(2, 0, 1, 3), ((0, 0), (0, 0))).astype(dtype)
+        else:
+            weights = _square(_G, kernel.reshape(9, *kernel.shape[2:])).astype(dtype)
         images = _transform(_B, x, window.paddings).astype(dtype)
         tiles = _square(_A, product(images, weights, ((2,), (1,)), batch=(0,)))
         return _join(tiles, n, rows, columns).astype(x.dtype), gradients
@@ -65,14 +71,14 @@ def winograd(x: jax.Array, kernel: jax.Array, window: Window, *, narrow: bool = 
 
 def _transform(matrix: np.ndarray, x: jax.Array, paddings: Sequence[Pair]) -> jax.Array:
     """Map images ``(N, H, W, C)`` to ``(36, tiles, C)``; overlapping tiles are never stored."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x, size = x.astype(jnp.promote_types(x.dtype, jnp.float32)), matrix.shape[1]
     for direction in (0, 1):  # the stacked axes go in front, rows before columns
         axis = 2 * direction + 1
         widths = [(*paddings[direction], 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
         x = lax.pad(x, jnp.zeros((), x.dtype), widths)  # a negative width cuts off
-        end = x.shape[axis] - 5
-        views = [lax.slice_in_dim(x, i, i + end, TILE, axis) for i in range(6)]
-        weights = matrix.T.reshape(6, *(6 if i == direction else 1 for i in range(x.ndim + 1)))
+        end = x.shape[axis] - size + 1
+        views = [lax.slice_in_dim(x, i, i + end, TILE, axis) for i in range(size)]
+        weights = matrix.T.reshape(size, *(6 if i == direction else 1 for i in range(x.ndim + 1)))
         weights = weights.astype(x.dtype)
         terms = (w * jnp.expand_dims(v, direction) for w, v in zip(weights, views, strict=True))
         x = reduce(jnp.add, terms)
