@@ -14,16 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxcifar.runtime import memory
+import jax
+import jax.numpy as jnp
 
-memory.share_arenas()  # before libraries start threads
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-
-from jaxcifar.core import conv, layers  # noqa: E402
-from jaxcifar.core.models import create_model  # noqa: E402
-from jaxcifar.runtime import process  # noqa: E402
+from jaxcifar.core import conv, layers
+from jaxcifar.core.models import create_model
+from jaxcifar.runtime import process
 
 process.start(use_compile_cache=False)
 
@@ -123,7 +119,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    memory.keep_freed()
+    process.keep_freed()
     repeats, results = arguments.repeats, []
     for dtype in arguments.precision:
         peak = matmul_peak(dtype, repeats)

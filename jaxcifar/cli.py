@@ -20,7 +20,7 @@ from jaxcifar.config import commands, options
 from jaxcifar.config.options import Options, flag
 from jaxcifar.config.train import TrainConfig
 from jaxcifar.errors import UserError, did_you_mean, one_line
-from jaxcifar.runtime import console, memory
+from jaxcifar.runtime import console
 
 # Each is the function ``main`` of the module of its name, imported when it runs.
 COMMANDS: dict[str, type[Options]] = {
@@ -38,7 +38,6 @@ def main(*words: str) -> NoReturn:
 
     The exit code is 0, what the command returns, 2 after bad input, or 128 + N on signal N.
     """
-    memory.share_arenas()
     gc.set_threshold(50_000)  # tracing creates millions of objects, nearly all to be kept
     os.environ["MPLBACKEND"] = "agg"  # figures are files, whatever the user's plots are
     name, *rest = [*words, *sys.argv[1:]] or ["--help"]

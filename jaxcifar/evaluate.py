@@ -7,9 +7,9 @@ if __name__ == "__main__":  # python -m jaxcifar.evaluate
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxcifar import data
@@ -19,7 +19,7 @@ from jaxcifar.core.state import TrainState
 from jaxcifar.errors import one_line
 from jaxcifar.files import weights
 from jaxcifar.reporting.scores import Evaluation, score, table
-from jaxcifar.runtime import memory, process
+from jaxcifar.runtime import process
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -33,22 +33,16 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     loaded.check_classes(config.checkpoint, name, class_names)
     mesh = sharding.make_mesh()
     state = sharding.put(loaded.state(), sharding.replicated(mesh))
-    logits = test_logits(state, test.images, batch_size=config.batch_size, mesh=mesh, silent=False)
+    process.keep_freed()
+    logits = test_logits(state, test.images, False, batch_size=config.batch_size, mesh=mesh)
     scores = score(logits, test.labels, class_names)
     return Evaluation(loaded.model, name, test, class_names, logits, scores)
 
 
-def test_logits(
-    state: TrainState, images: np.ndarray, *, batch_size: int, mesh: Mesh, silent: bool
-) -> np.ndarray:
-    """Return the logits of test images; a bar shows in a terminal unless ``silent``."""
+def test_logits(state: TrainState, images: np.ndarray, silent: bool, **options: Any) -> np.ndarray:
+    """Return ``logits(..., **options)``; a bar shows in a terminal unless ``silent``."""
     with tqdm(total=len(images), unit=" images", leave=False, disable=silent or None) as bar:
-
-        def on_batch(count: int) -> None:
-            bar.update(count)
-            memory.keep_freed()
-
-        return inference.logits(state, images, batch_size=batch_size, mesh=mesh, on_batch=on_batch)
+        return inference.logits(state, images, on_batch=bar.update, **options)
 
 
 def main(config: EvaluateConfig) -> None:

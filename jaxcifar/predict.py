@@ -25,7 +25,7 @@ from jaxcifar.data import images as files
 from jaxcifar.errors import MAX_BYTES, UserError, one_line
 from jaxcifar.files import weights
 from jaxcifar.reporting.scores import check_finite
-from jaxcifar.runtime import memory, process
+from jaxcifar.runtime import process
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ def main(config: PredictConfig) -> int:
         files.log_skipped(each, skipped)
         paths += found or [each]
     results: list[dict[str, Any]] = []
+    process.keep_freed()
     for start in range(0, len(paths), config.batch_size):
         read, images = list[str](), list[np.ndarray]()
         for path in paths[start : start + config.batch_size]:
@@ -70,7 +71,6 @@ def main(config: PredictConfig) -> int:
             if not config.json:
                 shares = ", ".join(f"{class_names[i]} {100 * row[i]:.1f} %" for i in order)
                 print(f"{one_line(image)}: {shares}", flush=True)
-        memory.keep_freed()
     if config.json:
         document = {"checkpoint": config.checkpoint, "model": loaded.model, "images": results}
         print(json.dumps(document, indent=2))

@@ -74,9 +74,8 @@ def train_and_evaluate(config: TrainConfig) -> History:
         images = config.batch_size * run.total_steps
         with closing(Progress(images, config.batch_size * start, silent=silent)) as progress:
             state = loop.train(run, state, totals, loop.Outputs(progress, metrics, checkpoints))
-        logits = test_logits(
-            state, run.test.images, batch_size=config.batch_size, mesh=run.mesh, silent=silent
-        )
+        options = {"batch_size": config.batch_size, "mesh": run.mesh}
+        logits = test_logits(state, run.test.images, silent, **options)
         checkpoints.finish()
         names = run.metadata["class_names"]
         scores = score(logits, run.test.labels, names)

@@ -103,7 +103,12 @@ def train_step(
     return new_state, metrics.replace(nonfinite=1 - finite.astype(jnp.int32))
 
 
-@partial(jax.jit, donate_argnums=0, static_argnames=("augment", "skip_nonfinite", "count"))
+# In XLA's usual order, a step of the ResNet takes 1.7 times the temporary memory.
+FRUGAL: Any = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+STATIC = "augment", "skip_nonfinite", "count"
+
+
+@partial(jax.jit, donate_argnums=0, static_argnames=STATIC, compiler_options=FRUGAL)
 def train_steps_at(
     state: TrainState,
     totals: Metrics,

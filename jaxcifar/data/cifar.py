@@ -3,6 +3,7 @@
 import hashlib
 import io
 import zipfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -102,10 +103,8 @@ def _decode(png: bytes) -> np.ndarray:
     return np.asarray(image)
 
 
-def _split_tfrecord(file: io.BytesIO) -> list[bytes]:
-    """Return the records; their CRC-32C, for which Python needs a minute, is left unchecked."""
-    records = list[bytes]()
+def _split_tfrecord(file: io.BytesIO) -> Iterator[bytes]:
+    """Yield the records; their CRC-32C, for which Python needs a minute, is left unchecked."""
     while header := file.read(12):  # the length and its checksum
-        records.append(file.read(int.from_bytes(header[:8], "little")))
+        yield file.read(int.from_bytes(header[:8], "little"))
         file.read(4)  # the record's checksum
-    return records

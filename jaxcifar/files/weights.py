@@ -127,12 +127,12 @@ def resolve(path: str | Path, model: str | None) -> Path:
     if model not in SHA256:
         raise UserError(f"only {' and '.join(SHA256)} are pretrained: choose with --model")
     name = f"{model}.safetensors"
-    beside = Path("weights", name)  # of a clone from which the package was installed
-    if beside.exists() and pooch.file_hash(beside) == SHA256[model]:
-        return beside
+    for path in IN_CLONE / name, Path("weights", name):
+        if path.exists() and pooch.file_hash(path) == SHA256[model]:
+            return path
     entries = importlib.metadata.metadata("jaxcifar").get_all("Project-URL") or []
     url = f"{dict(entry.split(', ') for entry in entries)['weights']}/{name}"
-    folder = IN_CLONE if (IN_CLONE / name).exists() else pooch.os_cache("jaxcifar")
+    folder = pooch.os_cache("jaxcifar")
     try:
         http = pooch.HTTPDownloader(progressbar=True, timeout=8)
         return Path(pooch.retrieve(url, SHA256[model], name, folder, downloader=http))

@@ -15,7 +15,7 @@ from jaxcifar.files.checkpoints import Checkpoints
 from jaxcifar.files.run import MetricWriter
 from jaxcifar.reporting.progress import Progress
 from jaxcifar.reporting.scores import loss_and_accuracy
-from jaxcifar.runtime import console, memory, process
+from jaxcifar.runtime import console, process
 from jaxcifar.runtime.setup import Run
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
     sizes = {"examples": len(run.train.labels), "batch_size": config.batch_size}
     options = {"augment": config.augmentation, "skip_nonfinite": config.on_nonfinite == "skip"}
     order, unreported = None, None
-    step = int(state.step)
+    step = start = int(state.step)
     ends_epoch, reports, _ = _due(run, step)
     reported = {record["split"] for record in outputs.metrics.records if record["step"] == step}
     if step and reports and "train" not in reported:
@@ -59,9 +59,11 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
             count = 1
             while not on_cpu and not any(_due(run, step + count)):
                 count += 1
-            state, totals = steps.train_steps_at(
-                state, totals, run.train, order, run.step_key, count=count, **options
-            )
+            inputs = state, totals, run.train, order, run.step_key
+            if on_cpu and step == start:  # what the compiler frees is not kept for the steps
+                steps.train_steps_at.lower(*inputs, count=count, **options).compile()
+                process.keep_freed()
+            state, totals = steps.train_steps_at(*inputs, count=count, **options)
             if unreported:  # read only now that the device has its next work
                 _check_finite(run, outputs, *unreported)
                 _report(run, outputs, *unreported, outputs.progress.pace())
@@ -69,7 +71,6 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
             step += count
             if on_cpu:
                 _check_finite(run, outputs, step, totals)  # waits for the step
-                memory.keep_freed()
             label = f"epoch {epoch + 1}/{config.epochs}"
             outputs.progress.advance(config.batch_size * count, label)
             stops = process.agreed(bool(signals)) and step < run.total_steps

@@ -1,5 +1,6 @@
 """What a process computes with: devices, other processes, compiled programs, versions."""
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -31,7 +32,7 @@ def start(*, use_compile_cache: bool = False, prefer_cpu: bool = False) -> None:
         jax.config.update("jax_platforms", "cpu")
     # On a CPU each step ends, and frees its memory, before the next is dispatched.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    for name in ("absl", "asyncio"):  # Orbax and its threads log there what we say in a line
+    for name in ("absl", "asyncio", "jax._src.callback"):  # which log what we say in a line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if use_compile_cache:
         keep_programs()
@@ -41,6 +42,14 @@ def start(*, use_compile_cache: bool = False, prefer_cpu: bool = False) -> None:
         platforms = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
         problem = f"JAX has no device for JAX_PLATFORMS={platforms} ({error!r:.200})"
         raise UserError(f"{problem}: set JAX_PLATFORMS=cpu, or see to the driver") from error
+
+
+def keep_freed() -> None:
+    """Keep freed memory, which glibc would return after each step; first return what is free."""
+    if os.name == "posix" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD
 
 
 def computes_on_cpu() -> bool:

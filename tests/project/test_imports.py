@@ -20,14 +20,13 @@ MAY_IMPORT = {
     "files": "core config errors",
     "reporting": "files data core config errors",
     "porting": "files data core errors",
-    "runtime.memory": "",
     "runtime.console": "",
-    "runtime": "runtime.memory runtime.console reporting files data core config errors",
-    "cli": "runtime.memory runtime.console config errors jaxcifar",
+    "runtime": "runtime.console reporting files data core config errors",
+    "cli": "runtime.console config errors jaxcifar",
     "__main__": "cli",
     "jaxcifar": "train files core config errors",  # the public names, lazily
 }
-BELOW_COMMANDS = "evaluate report runtime runtime.memory reporting porting files data core config"
+BELOW_COMMANDS = "evaluate report runtime reporting porting files data core config"
 MAY_IMPORT |= dict.fromkeys(COMMANDS, f"{BELOW_COMMANDS} errors")
 MAY_IMPORT_TORCH = ("jaxcifar/files/torch_files.py", "jaxcifar/porting/")
 

@@ -1,6 +1,7 @@
 """Convolutions as one matrix product: of 1x1 kernels, and of tiny images."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -62,7 +63,10 @@ def dense(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
         def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
             # Transposing the kernel before it is unrolled is cheaper than the matrix after.
             d_x = matmul(dy, _unroll(kernel.swapaxes(2, 3), list(zip(*taps, strict=True))))
-            return d_x, _roll(transposed_product(x, dy), taps, kernel)
+            d_matrix = transposed_product(x, dy)
+            wide = jax.ShapeDtypeStruct(kernel.shape, d_matrix.dtype)
+            (d_kernel,) = jax.linear_transpose(partial(_unroll, taps=taps), wide)(d_matrix)
+            return d_x, d_kernel.astype(kernel.dtype)
 
         return matmul(x, _unroll(kernel, taps)), gradients
 
@@ -74,17 +78,7 @@ def dense(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 def _unroll(kernel: jax.Array, taps: Taps) -> jax.Array:
     """Build the matrix of blocks ``kernel[tap]``, zero where the tap is None."""
-    zeros = jnp.zeros_like(kernel[0, 0])
-    rows = [[zeros if tap is None else kernel[tap] for tap in row] for row in taps]
+    blocks = jnp.unstack(kernel.reshape(-1, *kernel.shape[2:]))
+    width, zeros = kernel.shape[1], jnp.zeros_like(blocks[0])
+    rows = [[zeros if t is None else blocks[t[0] * width + t[1]] for t in row] for row in taps]
     return jnp.concatenate([jnp.concatenate(row, axis=1) for row in rows])
-
-
-def _roll(d_matrix: jax.Array, taps: Taps, kernel: jax.Array) -> jax.Array:
-    """Return the gradient of ``kernel``: for each tap the sum of its blocks."""
-    blocks = d_matrix.reshape(len(taps), kernel.shape[2], len(taps[0]), kernel.shape[3])
-    zeros = jnp.zeros(kernel.shape[2:], blocks.dtype)
-    sums = dict.fromkeys(np.ndindex(*kernel.shape[:2]), zeros)
-    for r, c in np.ndindex(len(taps), len(taps[0])):
-        if (tap := taps[r][c]) is not None:
-            sums[tap] += blocks[r, :, c]
-    return jnp.stack(list(sums.values())).reshape(kernel.shape).astype(kernel.dtype)
