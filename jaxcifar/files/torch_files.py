@@ -70,9 +70,7 @@ def write_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
     torch.save(tensors, path)
 
 
-def write_safetensors(
-    path: str | Path, arrays: Mapping[str, np.ndarray], texts: dict[str, str]
-) -> None:
+def write_safetensors(path: str | Path, arrays: Mapping[str, Any], texts: dict[str, str]) -> None:
     """Write a safetensors file with torch's keys and axes, and texts as its metadata."""
     Path(path).write_bytes(save(dict(arrays), {"format": "pt", **texts}))
 

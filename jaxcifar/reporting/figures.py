@@ -68,9 +68,7 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Any:
     return figure
 
 
-def mistakes(
-    images: np.ndarray, labels: np.ndarray, logits: np.ndarray, names: Sequence[str]
-) -> Any:
+def mistakes(images: np.ndarray, labels: np.ndarray, logits: np.ndarray, names: Any) -> Any:
     """Draw the 25 most confident mistakes with their labels and predictions, the worst first."""
     confidence = special.softmax(logits, axis=1).max(axis=1)
     predicted, names = logits.argmax(axis=1), [_text(name, 13) for name in names]

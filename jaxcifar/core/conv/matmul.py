@@ -78,6 +78,9 @@ def dense(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 def _unroll(kernel: jax.Array, taps: Taps) -> jax.Array:
     """Build the matrix of blocks ``kernel[tap]``, zero where the tap is None."""
+    if kernel.dtype == jnp.bfloat16:  # on CPU, slow to copy
+        bits = lax.bitcast_convert_type(kernel, jnp.uint16)
+        return lax.bitcast_convert_type(_unroll(bits, taps), kernel.dtype)
     blocks = jnp.unstack(kernel.reshape(-1, *kernel.shape[2:]))
     width, zeros = kernel.shape[1], jnp.zeros_like(blocks[0])
     rows = [[zeros if t is None else blocks[t[0] * width + t[1]] for t in row] for row in taps]
