@@ -17,7 +17,7 @@ from jax import lax
 from jaxcifar.core.conv.matmul import product, transposed_product
 from jaxcifar.core.conv.window import Pair, Window
 
-LARGE = 2**21  # values of images
+LARGE = 2**21  # values of images that are transformed again for the gradient of the kernel
 TILE = 4  # outputs in each direction; a tile reads two more pixels
 # The last point is infinity. They err less than half as much as the usual 0, 1, -1, 2 and -2.
 _POINTS = np.array([0, 2 / 3, -2 / 3, -3 / 2, 3 / 2])
