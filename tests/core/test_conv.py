@@ -58,7 +58,7 @@ def test_plain_algorithms_equal_xlas(height, width, kernel_size, stride, padding
     assume(min(height, width) + 2 * padding >= kernel_size)
     x, kernel = draw(height, (2, height, width, channels), (kernel_size, kernel_size, channels, 3))
     plain = run("xla", x, kernel, stride, padding)
-    for name in ("dense", "matmul") if kernel_size == 1 and padding == 0 else ("dense",):
+    for name in ("dense", "patches"):
         ours = run(name, x, kernel, stride, padding)
         equal = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4, err_msg=name)
         jax.tree.map(equal, ours, plain)
@@ -116,8 +116,9 @@ def test_backend_and_precision_count_also_of_a_function_that_was_traced_before()
         ((8, 8), 16, 3, {"padding": "same"}, "winograd"),
         ((8, 4), 16, 3, {"padding": (1, 3)}, "winograd"),
         ((8, 8), 32, 3, {"padding": 1, "groups": 2}, "winograd"),
-        ((5, 5), 4, 1, {"stride": (2, 1)}, "matmul"),
-        ((2, 3), 4, (3, 2), {"padding": "same", "dilation": (1, 2)}, "dense"),
+        ((5, 5), 4, 1, {"stride": (2, 1)}, "patches"),
+        ((2, 3), 4, (3, 2), {"padding": "same", "dilation": (1, 2)}, "patches"),
+        ((1, 1), 4, (9, 7), {"padding": (4, 3)}, "dense"),  # as of many images
         ((8, 7), 4, (3, 2), {"stride": (1, 2), "dilation": 2, "padding": 1}, "xla"),
         ((8, 8), 3, 3, {"padding": 1}, "xla"),
         ((6, 6), 16, 3, {"padding": 1}, "xla"),

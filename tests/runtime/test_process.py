@@ -107,10 +107,8 @@ jaxcifar.cli.main()
 @pytest.mark.slow
 def test_what_windows_lacks_is_not_needed(tmp_path):
     """A Linux without it trains; Windows itself may still differ."""
-    options = (
-        "train --dataset digits --model tests.tiny:Small --batch-size 400 --no-report --workdir"
-    )
-    command = [sys.executable, "-c", WINDOWS, *options.split(), str(tmp_path / "run")]
+    words = "train --dataset digits --model tests.tiny:Small --batch-size 400 --no-report --workdir"
+    command = [sys.executable, "-c", WINDOWS, *words.split(), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Accuracy of the model on the test images" in done.stdout

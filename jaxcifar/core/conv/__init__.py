@@ -6,15 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from jaxcifar.core.conv.matmul import dense, pointwise
+from jaxcifar.core.conv.matmul import dense, patches
 from jaxcifar.core.conv.window import Window
 from jaxcifar.core.conv.winograd import TILE, winograd
 
 LARGE = 2**20  # outputs of a layer times its channels; in smaller ones the loss notices bfloat16
-MAX_BLOCKS = 400  # of a dense matrix: more compile for seconds and are slower than XLA
+FEW = 160  # of images for each weight that meets one pixel: more are worth a dense matrix
+MAX_BLOCKS = 400  # of a dense matrix: more compile for seconds
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -33,16 +33,19 @@ def conv2d(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 def choose(x: Any, kernel: Any, window: Window, *, backend: str, precision: str | None) -> str:
     """Return the fastest of ``ALGORITHMS`` at one of ``jax.default_matmul_precision``."""
-    height, width, channels = x.shape[1:]
+    n, height, width, channels = x.shape
     if backend != "cpu":
         return "xla"
     if window.groups > 1:
         return "depthwise" if window.groups == channels else "xla"
     if window.sizes == (1, 1) and window.paddings == ((0, 0), (0, 0)):
-        return "matmul"
+        return "patches"
     rows, columns = window.outputs(x)
-    if height * width <= window.sizes[0] * window.sizes[1]:
-        return "dense" if height * width * rows * columns <= MAX_BLOCKS else "xla"
+    taps, pixels = window.sizes[0] * window.sizes[1], height * width
+    if pixels <= taps:
+        many = not isinstance(n, int) or n * taps >= FEW * pixels  # symbolic in an export
+        small = pixels * rows * columns <= MAX_BLOCKS
+        return "dense" if many and small and x.dtype != jnp.bfloat16 else "patches"
     plain = window.strides == window.dilations == (1, 1) and rows % TILE == columns % TILE == 0
     inexact = precision not in ("highest", "float32") and x.dtype != jnp.float64
     if window.sizes == (3, 3) and plain and channels >= 16 and inexact:
@@ -64,16 +67,10 @@ def _xla(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 # On CPU, XLA computes the gradients of grouped convolutions 3 to 100 times too slowly.
 def _depthwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Sum weighted shifted images, where each channel is a group."""
-    padded = jnp.pad(x, ((0, 0), *window.paddings, (0, 0)))
-    padded = jnp.repeat(padded, kernel.shape[3] // window.groups, axis=3)
+    views = window.views(jnp.repeat(x, kernel.shape[3] // window.groups, axis=3))
     wide = kernel.astype(jnp.promote_types(x.dtype, jnp.float32))  # on CPU, bfloat16 is slow here
-
-    def term(tap: tuple[int, ...]) -> jax.Array:
-        axes = zip(tap, window.dilations, window.outputs(x), window.strides, strict=True)
-        slices = (slice(i * d, i * d + (n - 1) * s + 1, s) for i, d, n, s in axes)
-        return padded[:, *slices] * wide[tap][None, None]
-
-    return reduce(jnp.add, map(term, np.ndindex(window.sizes))).astype(x.dtype)
+    weights = wide.reshape(-1, 1, 1, 1, kernel.shape[3])
+    return reduce(jnp.add, map(jnp.multiply, views, weights)).astype(x.dtype)
 
 
 def _block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
@@ -86,8 +83,8 @@ def _block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
 
 ALGORITHMS: dict[str, Callable[[jax.Array, jax.Array, Window], jax.Array]] = {
     "xla": _xla,
-    "matmul": pointwise,
     "dense": dense,
+    "patches": patches,
     "winograd": winograd,
     "winograd_bfloat16": partial(winograd, narrow=True),
     "depthwise": _depthwise,

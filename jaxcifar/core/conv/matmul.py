@@ -1,6 +1,5 @@
-"""Convolutions as one matrix product: of 1x1 kernels, and of tiny images."""
+"""Convolutions as one matrix product: with 1x1 kernels, and of tiny images."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,9 +9,6 @@ import numpy as np
 from jax import lax
 
 from jaxcifar.core.conv.window import Window
-
-# The position in the kernel of the weight from each pixel (row) to each output (column).
-Taps = Sequence[Sequence[tuple[int, int] | None]]
 
 
 @jax.custom_gradient
@@ -42,11 +38,11 @@ def product(a: jax.Array, b: jax.Array, axes: Any, batch: tuple[int, ...] = ()) 
     return lax.dot_general(a, b, (axes, (batch, batch)), preferred_element_type=wide)
 
 
-def pointwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Compute ``conv2d`` with an unpadded 1x1 kernel as one product over the channels."""
-    rows, columns = window.strides
-    x = x[:, ::rows, ::columns]
-    return matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
+def patches(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Compute ``conv2d`` by one product of all that the kernel meets, if that is not much."""
+    met = jnp.concatenate([*window.views(x)], axis=3)
+    y = matmul(met.reshape(-1, met.shape[3]), kernel.reshape(-1, kernel.shape[3]))
+    return y.reshape(*met.shape[:3], -1)
 
 
 def dense(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -63,10 +59,8 @@ def dense(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
         def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
             # Transposing the kernel before it is unrolled is cheaper than the matrix after.
             d_x = matmul(dy, _unroll(kernel.swapaxes(2, 3), list(zip(*taps, strict=True))))
-            d_matrix = transposed_product(x, dy)
-            wide = jax.ShapeDtypeStruct(kernel.shape, d_matrix.dtype)
-            (d_kernel,) = jax.linear_transpose(partial(_unroll, taps=taps), wide)(d_matrix)
-            return d_x, d_kernel.astype(kernel.dtype)
+            fold = jax.linear_transpose(partial(_unroll, taps=taps), kernel)
+            return d_x, *fold(transposed_product(x, dy).astype(kernel.dtype))
 
         return matmul(x, _unroll(kernel, taps)), gradients
 
@@ -76,11 +70,8 @@ def dense(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return product(x.reshape(n, -1), kernel).reshape(n, *size, -1)
 
 
-def _unroll(kernel: jax.Array, taps: Taps) -> jax.Array:
-    """Build the matrix of blocks ``kernel[tap]``, zero where the tap is None."""
-    if kernel.dtype == jnp.bfloat16:  # on CPU, slow to copy
-        bits = lax.bitcast_convert_type(kernel, jnp.uint16)
-        return lax.bitcast_convert_type(_unroll(bits, taps), kernel.dtype)
+def _unroll(kernel: jax.Array, taps: list[Any]) -> jax.Array:
+    """Build the matrix of blocks ``kernel[tap]`` by rows of taps, zero where one is None."""
     blocks = jnp.unstack(kernel.reshape(-1, *kernel.shape[2:]))
     width, zeros = kernel.shape[1], jnp.zeros_like(blocks[0])
     rows = [[zeros if t is None else blocks[t[0] * width + t[1]] for t in row] for row in taps]

@@ -1,7 +1,10 @@
 """How a window moves over an image, and torch's ways to write it."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 Pair = tuple[int, int]
@@ -40,6 +43,14 @@ class Window(NamedTuple):
             raise ValueError(f"padding {padding!r} with stride {stride}: use {known}")
         rows, columns = ((total // 2, total - total // 2) for total in totals)
         return cls(sizes, strides, (rows, columns), dilations, groups)
+
+    def views(self, x: jax.Array) -> Iterator[jax.Array]:
+        """Yield the ``(N, rows, columns, C)`` that each weight of a kernel meets, row by row."""
+        padded, outputs = jnp.pad(x, ((0, 0), *self.paddings, (0, 0))), self.outputs(x)
+        for tap in np.ndindex(self.sizes):
+            axes = zip(tap, self.dilations, outputs, self.strides, strict=True)
+            slices = (slice(i * d, i * d + (n - 1) * s + 1, s) for i, d, n, s in axes)
+            yield padded[:, *slices]
 
     def outputs(self, x: Any) -> list[int]:
         """Return how many rows and columns the result has for images ``x``."""
