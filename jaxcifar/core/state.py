@@ -65,7 +65,7 @@ def make_optimizer(schedule: optax.ScalarOrSchedule, *, weight_decay: float = 0.
 
 
 def host_key(seed: int) -> jax.Array:
-    """Return a key for ``jax.random`` whose numbers NumPy draws: XLA compiles a loop for each."""
+    """Return a key for ``jax.random`` with NumPy's numbers: XLA compiles a loop for each tensor."""
     return jax.random.key(seed, impl=_HOST)
 
 

@@ -14,7 +14,7 @@ from jaxcifar.core.conv.winograd import TILE, winograd
 
 LARGE = 2**20  # outputs of a layer times its channels; in smaller ones the loss notices bfloat16
 FEW = 160  # of images for each weight that meets one pixel: more are worth a dense matrix
-MAX_BLOCKS = 400  # of a dense matrix: more compile for seconds
+MAX_BLOCKS = 400  # of a dense matrix: more compile for seconds and are slower than XLA
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -43,9 +43,10 @@ def choose(x: Any, kernel: Any, window: Window, *, backend: str, precision: str 
     rows, columns = window.outputs(x)
     taps, pixels = window.sizes[0] * window.sizes[1], height * width
     if pixels <= taps:
+        if pixels * rows * columns > MAX_BLOCKS:
+            return "xla"
         many = not isinstance(n, int) or n * taps >= FEW * pixels  # symbolic in an export
-        small = pixels * rows * columns <= MAX_BLOCKS
-        return "dense" if many and small and x.dtype != jnp.bfloat16 else "patches"
+        return "dense" if many and x.dtype != jnp.bfloat16 else "patches"
     plain = window.strides == window.dilations == (1, 1) and rows % TILE == columns % TILE == 0
     inexact = precision not in ("highest", "float32") and x.dtype != jnp.float64
     if window.sizes == (3, 3) and plain and channels >= 16 and inexact:
