@@ -34,10 +34,7 @@ COMMANDS: dict[str, type[Options]] = {
 
 
 def main(*words: str) -> NoReturn:
-    """Run ``jaxcifar``, with these words and then the process's arguments, and exit.
-
-    The exit code is 0, what the command returns, 2 after bad input, or 128 + N on signal N.
-    """
+    """Run ``jaxcifar``, with these words and then the process's arguments, and exit."""
     gc.set_threshold(50_000)  # tracing creates millions of objects, nearly all to be kept
     os.environ["MPLBACKEND"] = "agg"  # figures are files, whatever the user's plots are
     name, *rest = [*words, *sys.argv[1:]] or ["--help"]
@@ -73,7 +70,10 @@ def call(name: str, argv: Sequence[str]) -> int | None:
         for each, kind in COMMANDS.items():
             subparsers.add_parser(each, help=kind.__doc__)
         parser.parse_args([name])
-    config = COMMANDS[name].from_flags(vars(make_parser(name).parse_args(argv)))
+    flags = vars(make_parser(name).parse_args(argv))
+    config = COMMANDS[name](**flags)
+    if isinstance(config, TrainConfig):
+        config = config.resumed(flags)
     logging.getLogger("jaxcifar").addHandler(HANDLER)  # once, however often this is called
     logging.getLogger("jaxcifar").setLevel(logging.INFO)
     try:

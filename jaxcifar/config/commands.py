@@ -7,8 +7,12 @@ from typing import Annotated, Any
 from jaxcifar.config.options import Options, Positive, Range, argument, option, optional, required
 from jaxcifar.config.train import COMPILE_CACHE, DATASETS, DataSet, Model
 
-INPUT = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})x([1-9]\d{0,3})")
-Shape = Annotated[str, Range("CxHxW, such as 3x224x224", lambda text: bool(INPUT.fullmatch(text)))]
+_SHAPE = re.compile(r"([1-9]\d{0,3}x){2}[1-9]\d{0,3}")
+Shape = Annotated[str, Range("CxHxW, such as 3x224x224", _SHAPE.fullmatch)]
+SOURCES = (
+    "a run directory, RUN:best (its best checkpoint by validation), a ported checkpoint, a torch"
+    " .ckpt/.pt/.pth, a .safetensors file, or pretrained"
+)
 NETWORK = "the network, as for jaxcifar train (default: by keys and shapes)"
 BATCH = "images per forward pass; does not change the result"
 PLATFORMS = ("cpu", "cuda", "tpu")  # of exported programs
@@ -19,10 +23,7 @@ VERIFY_IMAGES = 48  # CIFAR-10 images that the port compares on
 class WeightsOptions(Options):
     """The weights that a command reads."""
 
-    checkpoint: str = required(
-        "a run directory, RUN:best (its best checkpoint by validation), a ported checkpoint, a"
-        " torch .ckpt/.pt/.pth, a .safetensors file, or pretrained"
-    )
+    checkpoint: str = required(SOURCES)
     model: Model | None = optional(NETWORK, metavar="NAME")
     ema: bool = option(False, "use the exponential moving average in a torch file")
     prefix: str | None = optional("use the weights below this key of a torch file", metavar="KEY")
@@ -86,10 +87,7 @@ class ReportConfig(Options):
 class PortConfig(WeightsOptions):
     """Convert weights from or to torch, and verify them."""
 
-    checkpoint: str = argument(
-        "a torch .ckpt/.pt/.pth, a .safetensors file, an Orbax checkpoint, a run directory, or"
-        " pretrained"
-    )
+    checkpoint: str = argument(SOURCES)
     output: str = argument("NAME.ckpt/.pt/.pth (torch), NAME.safetensors or a directory (Orbax)")
     input: Shape = option(
         "3x32x32", "the images of your own network: channels, height and width", metavar="CxHxW"

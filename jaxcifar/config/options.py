@@ -5,11 +5,11 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from jaxcifar.errors import UserError, did_you_mean
 
@@ -20,7 +20,7 @@ class Range(NamedTuple):
     """The values that an option takes, in its type: ``Annotated[int, Range(...)]``."""
 
     description: str
-    contains: Callable[[Any], bool]
+    contains: Callable[[Any], object]  # true for these
 
 
 def option(default: Any, help: str, **display: Any) -> Any:
@@ -63,16 +63,10 @@ class Options:
             if (kind is float and is_count(value)) or (kind is str and isinstance(value, Path)):
                 value = kind(value)
                 object.__setattr__(self, field.name, value)
-            for allowed in [] if value is None and field.default is None else ranges:
-                if not allowed.contains(value):
-                    expected = allowed.description
+            for expected, contains in [] if value is None and field.default is None else ranges:
+                if not contains(value):
                     hint = did_you_mean(str(value).lower(), re.findall(r"[\w-]+", expected))
                     raise UserError(f"{flag(field.name)} must be {expected}, got {value!r}{hint}")
-
-    @classmethod
-    def from_flags(cls, flags: Mapping[str, Any]) -> Self:
-        """Return the options for the flags given on a command line."""
-        return cls(**flags)
 
 
 def fields_with_types(options: type) -> Iterator[tuple[dataclasses.Field[Any], Any, list[Range]]]:

@@ -5,14 +5,13 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 
 from jaxcifar.config.options import Options, Positive, Range, flag, option, optional, parse_saved
 from jaxcifar.errors import UserError, regular_file
 
 MODEL_NAMES = ("vgg16", "vgg16_bn", "resnet50_layer4")
 MODELS = f"{', '.join(MODEL_NAMES)}, FILE.py:NAME or package.module:NAME"
-Augmentation = Literal["none", "crop", "crop-flip"]
 AUTO_AUGMENTATION = {"cifar10": "crop-flip", "cifar100": "crop-flip", "digits": "none"}
 FOLDER_PREFIX = "folder:"
 DATASETS = ", ".join((*AUTO_AUGMENTATION, f"{FOLDER_PREFIX}PATH"))
@@ -32,18 +31,12 @@ def is_own(model: str) -> bool:
     return model not in MODEL_NAMES
 
 
-def _is_address(text: str) -> bool:
-    host, _, port = text.rpartition(":")
-    return text == "auto" or (host != "" and port in map(str, range(1, 2**16)))
-
-
 # The user's own code and folder need not exist.
-Model = Annotated[
-    str, Range(f"one of {MODELS}", lambda name: not is_own(name) or all(name.rpartition(":")))
-]
+_MODEL = re.compile(f"{'|'.join(MODEL_NAMES)}|.+:[^:]+", re.DOTALL)
+Model = Annotated[str, Range(f"one of {MODELS}", _MODEL.fullmatch)]
 _DATASET = re.compile(f"{'|'.join(AUTO_AUGMENTATION)}|{FOLDER_PREFIX}.+", re.DOTALL)
-DataSet = Annotated[str, Range(f"one of {DATASETS}", lambda name: bool(_DATASET.fullmatch(name)))]
-Address = Annotated[str, Range("HOST:PORT or auto", _is_address)]
+DataSet = Annotated[str, Range(f"one of {DATASETS}", _DATASET.fullmatch)]
+Address = Annotated[str, Range("HOST:PORT or auto", re.compile(r"auto|.+:[1-9]\d{0,4}").fullmatch)]
 Count = Annotated[int, Range("0 or more", lambda value: value >= 0)]
 NotNegative = Annotated[float, Range("0 or more", lambda value: 0 <= value < math.inf)]
 Rate = Annotated[float, Range("a positive number", lambda value: 0 < value < math.inf)]
@@ -132,10 +125,10 @@ class TrainConfig(Options):
             raise UserError("--resume and --coordinator need --workdir, the directory of the run")
 
     @property
-    def augmentation(self) -> Augmentation:
+    def augmentation(self) -> str:
         """The augmentation, with ``auto`` resolved by the data set."""
         auto = AUTO_AUGMENTATION.get(self.dataset, "crop")
-        return cast(Augmentation, auto if self.augment == "auto" else self.augment)
+        return auto if self.augment == "auto" else self.augment
 
     def recipe(self) -> Self:
         """Return the options that repeat the run, in a directory of its own."""
@@ -149,22 +142,19 @@ class TrainConfig(Options):
     def from_json(cls, path: str | Path) -> Self:
         """Read saved options, or raise ``UserError``."""
         try:
-            values = parse_saved(regular_file(Path(path)).read_text("utf-8"))
-            return cls(**{name: values[name] for name in values if name not in OF_PROCESS})
+            return cls(**parse_saved(regular_file(Path(path)).read_text("utf-8")))
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a saved training configuration: {error}") from error
 
-    @classmethod
-    def from_flags(cls, flags: Mapping[str, Any]) -> Self:
-        """Return the options for flags; a resumed run's saved ones fill in what is not given."""
-        config = cls(**flags)
-        path = Path(str(config.workdir)) / CONFIG_FILE
-        if config.resume and path.exists():
-            saved = cls.from_json(path)
-            if is_own(saved.model) and "model" not in flags:
-                raise UserError(f"the run is of your own network: pass --model {saved.model}, too")
-            config = dataclasses.replace(saved, **flags)
-        return config
+    def resumed(self, flags: Mapping[str, Any]) -> Self:
+        """Return the options, if the run resumes, with the saved ones for all but these flags."""
+        path = Path(str(self.workdir)) / CONFIG_FILE
+        if not self.resume or not path.exists():
+            return self
+        saved = self.from_json(path)
+        if is_own(saved.model) and "model" not in flags:
+            raise UserError(f"the run is of your own network: pass --model {saved.model}, too")
+        return dataclasses.replace(saved, **flags)
 
     def check_resumes(self, saved: Mapping[str, Any], path: Path) -> None:
         """Raise ``UserError`` if an option may not change and is not what the run started with."""

@@ -151,7 +151,8 @@ def test_a_run_can_be_tried_out_for_some_steps(tmp_path, capsys):
     options = {"limit_steps": 3, "val_fraction": 0.2, "epochs": 9}
     RunDirectory(tmp_path).write_config(run_config(tmp_path, **options), {})
     # Also one that was killed before it saved, as a queue starts it again.
-    again = TrainConfig.from_flags({"workdir": str(tmp_path), "resume": True})
+    flags = {"workdir": str(tmp_path), "resume": True}
+    again = TrainConfig(**flags).resumed(flags)
     assert again == run_config(tmp_path, resume=True, **options)
     history = train_and_evaluate(again)
     ends = [("train", 2), ("train", 3), ("val", 3), ("test", 3)]

@@ -69,7 +69,7 @@ def test_options_are_read_once_by_a_resumed_command(tmp_path):
     assert RunDirectory(tmp_path).read_config() == saved
     assert RunDirectory(tmp_path).read_environment() == {"devices": "1 x cpu"}
     flags = {"resume": True, "workdir": str(tmp_path), "epochs": 5}
-    assert TrainConfig.from_flags(flags) == dataclasses.replace(saved, **flags)
+    assert TrainConfig(**flags).resumed(flags) == dataclasses.replace(saved, **flags)
 
 
 def test_runs_of_one_second_have_a_directory_each(tmp_path, monkeypatch):
