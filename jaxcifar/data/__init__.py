@@ -43,9 +43,9 @@ def _digits() -> Dataset:
     gray = np.round(digits.images * (255 / 16)).astype(np.uint8)
     images = np.repeat(np.kron(gray, np.ones((4, 4), np.uint8))[..., None], 3, axis=-1)
     labels = digits.target.astype(np.int32)
-    split = model_selection.train_test_split
-    splits = split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
-    train, test = (Examples(images[indices], labels[indices]) for indices in splits)
+    options = {"test_size": 360, "stratify": labels, "random_state": 0}
+    parts = model_selection.train_test_split(images, labels, **options)
+    train, test = Examples(*parts[::2]), Examples(*parts[1::2])
     return Dataset(train, test, tuple(map(str, digits.target_names)))
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -73,14 +72,13 @@ def _kept(files: list[Path]) -> Examples:
     """Return what was read from files with these bytes before, out of the user's cache."""
     name = hashlib.sha256("".join(map(pooch.file_hash, files)).encode()).hexdigest()
     path = None
-    with suppress(OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile):
-        path = platformdirs.user_cache_path("jaxcifar") / f"{name}.npz"  # or there is no home
+    with suppress(Exception):  # there is no home, or nothing kept, or it is damaged
+        path = platformdirs.user_cache_path("jaxcifar", ensure_exists=True) / f"{name}.npz"
         with path.open("rb") as file, np.load(file) as arrays:
             return Examples(**arrays)  # with the checksums of the archive
     examples = _read(files)
     with suppress(OSError):  # the disk is full
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, **examples._asdict())
     return examples
 

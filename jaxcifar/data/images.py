@@ -106,7 +106,6 @@ def _by_class(split: Path) -> dict[str, list[Path]]:
 
 
 def _read(classes: dict[str, list[Path]]) -> Examples:
-    """Return all images, with a progress bar if it takes long."""
     paths = [path for files in classes.values() for path in files]
     labels = [label for label, files in enumerate(classes.values()) for _ in files]
     with quiet(), ThreadPool() as pool:  # Pillow decodes without the interpreter's lock
