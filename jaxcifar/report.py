@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 def make_report(config: ReportConfig) -> Path:
     """Evaluate runs, write a page about them, by default into the run's, and return its path."""
-    runs, tests = [RunDirectory(path) for path in config.workdirs], []
-    for run in runs:
+    runs = []
+    for run in map(RunDirectory, config.workdirs):
         run.check_links()
         if (step := run.last_step()) is None:
             raise UserError(f"{run.path} has no checkpoint; train first or pass another path")
@@ -33,8 +33,8 @@ def make_report(config: ReportConfig) -> Path:
             model=config.model if is_own(saved.model) else None,
             data_dir=config.data_dir or saved.data_dir,
         )
-        tests.append((step, evaluate(options)))
-    return page.write_report(runs, tests, config.output)
+        runs.append((run, step, evaluate(options)))
+    return page.write_report(runs, config.output)
 
 
 def main(config: ReportConfig) -> None:

@@ -85,7 +85,7 @@ def train_and_evaluate(config: TrainConfig) -> History:
         if config.report and not silent:
             try:
                 test = Evaluation(config.model, config.dataset, run.test, names, logits, scores)
-                page.write_report([directory], [(run.total_steps, test)])
+                page.write_report([(directory, run.total_steps, test)])
             except Exception as error:  # of matplotlib or the disk
                 advice = f"try jaxcifar report {shlex.quote(str(directory.path))}"
                 log.warning("the report could not be written (%s): %s", error, advice)

@@ -15,22 +15,20 @@ from jaxcifar.reporting.scores import Evaluation, confusions
 
 
 def write_report(
-    runs: Sequence[RunDirectory],
-    tests: Sequence[tuple[int, Evaluation]],
-    output: str | Path | None = None,
+    runs: Sequence[tuple[RunDirectory, int, Evaluation]], output: str | Path | None = None
 ) -> Path:
     """Write a page about runs, each with a step and its evaluation, and return the page's path."""
-    paths = [run.path.resolve() for run in runs]
+    paths = [run.path.resolve() for run, _, _ in runs]
     common = os.path.commonpath([path.parent for path in paths])
-    names = [str(path.relative_to(common)) for path in paths]
-    if len(set(names)) < len(names):
+    named = {str(p.relative_to(common)): run for p, run in zip(paths, runs, strict=True)}
+    if len(named) < len(runs):
         raise UserError("a run was given twice; pass each directory once")
-    output = Path(output or (runs[0].path / "report" if len(runs) == 1 else "report"))
+    output = Path(output or (runs[0][0].path / "report" if len(runs) == 1 else "report"))
     output.mkdir(parents=True, exist_ok=True)
-    records = {name: run.read_metrics() for name, run in zip(names, runs, strict=True)}
+    records = {name: run.read_metrics() for name, (run, _, _) in named.items()}
     curves = figures.save(output / "curves.png", figures.curves, records)
     sections = []
-    for number, (name, run, (step, test)) in enumerate(zip(names, runs, tests, strict=True), 1):
+    for number, (name, (run, step, test)) in enumerate(named.items(), start=1):
         suffix = ".png" if len(runs) == 1 else f"-{number}.png"
         config, scores, classes = run.read_config(), test.scores, test.class_names
         path, worst = output / f"confusion{suffix}", output / f"mistakes{suffix}"

@@ -132,7 +132,7 @@ def test_many_classes_may_have_any_names(run, tmp_path):
     logits = np.roll(np.eye(100, dtype=np.float32), 1, axis=1)  # all are mistakes
     scores = score(logits, examples.labels, names)
     test = Evaluation("vgg16", "digits", examples, names, logits, scores)
-    text = page.write_report([copy], [(8, test)]).read_text()
+    text = page.write_report([(copy, 8, test)]).read_text()
     assert "<script>" not in text
     assert "&lt;script&gt;$x" in text
 
