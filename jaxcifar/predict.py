@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,11 @@ def main(config: PredictConfig) -> int:
     """Run the command; return 1 if a file could not be read."""
     process.start(use_compile_cache=config.compile_cache)
     loaded = weights.load(config.checkpoint, **config.chosen)
-    class_names = _class_names(config.checkpoint, loaded)
+    names = loaded.class_names
+    if names is None and loaded.num_classes == 10 and loaded.dataset in (None, "cifar10"):
+        log.info("%s has no class names; using CIFAR-10's", config.checkpoint)
+        names = cifar.CLASS_NAMES
+    names = names or tuple(f"class {index}" for index in range(loaded.num_classes))
     mesh = sharding.make_mesh()
     state = sharding.put(loaded.state(), sharding.replicated(mesh))
     paths = list[Path]()
@@ -66,23 +69,15 @@ def main(config: PredictConfig) -> int:
         check_finite(probabilities)
         for image, row in zip(read, probabilities.tolist(), strict=True):
             order = np.argsort(np.negative(row), kind="stable")[: config.top].tolist()
-            top = [{"class": class_names[i], "index": i, "probability": row[i]} for i in order]
+            top = [{"class": names[i], "index": i, "probability": row[i]} for i in order]
             results.append({"image": image, "top": top})
             if not config.json:
-                shares = ", ".join(f"{class_names[i]} {100 * row[i]:.1f} %" for i in order)
+                shares = ", ".join(f"{names[i]} {100 * row[i]:.1f} %" for i in order)
                 print(f"{one_line(image)}: {shares}", flush=True)
     if config.json:
         document = {"checkpoint": config.checkpoint, "model": loaded.model, "images": results}
         print(json.dumps(document, indent=2))
     return int(any("error" in result for result in results))
-
-
-def _class_names(source: str, loaded: weights.Weights) -> Sequence[str]:
-    names = loaded.class_names
-    if names is None and loaded.num_classes == 10 and loaded.dataset in (None, "cifar10"):
-        log.info("%s has no class names; using CIFAR-10's", source)
-        return cifar.CLASS_NAMES
-    return names or [f"class {index}" for index in range(loaded.num_classes)]
 
 
 def _read(path: Path) -> np.ndarray:

@@ -105,7 +105,6 @@ def _due(run: Run, step: int) -> tuple[bool, bool, bool]:
 
 
 def _report(run: Run, outputs: Outputs, step: int, totals: Metrics, pace: float | None) -> None:
-    """Print and log the epoch's means after ``step`` updates."""
     epoch, done = divmod(step - 1, run.steps_per_epoch)
     loss, accuracy = totals.means()
     skipped = int(totals.nonfinite)
@@ -119,7 +118,6 @@ def _report(run: Run, outputs: Outputs, step: int, totals: Metrics, pace: float 
 
 
 def _validate(run: Run, state: TrainState) -> dict[str, float] | None:
-    """Return the scores of the images held out for validation, if there are any."""
     if run.val is None:
         return None
     images, labels = run.val
