@@ -4,7 +4,6 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from unicodedata import normalize
 
 MAX_BYTES = 2**29  # the largest image that Pillow opens, in RGB, and three times any archive
 
@@ -44,8 +43,7 @@ def regular_file(path: Path, limit: int = MAX_BYTES) -> Path:
 
 
 def difference(first: Sequence[str], second: Sequence[str], name: str, other: str) -> str:
-    """Describe how two lists of names differ; empty if they are equal, or look so."""
-    first, second = ([normalize("NFC", text) for text in names] for names in (first, second))
+    """Describe how two lists of names differ; empty if they are equal."""
     parts = [
         f"only in {where}: {first_few(only)}"
         for names, others, where in ((first, second, name), (second, first, other))
