@@ -9,10 +9,7 @@ from jaxcifar.config.train import COMPILE_CACHE, DATASETS, DataSet, Model
 
 _SHAPE = re.compile(r"([1-9]\d{0,3}x){2}[1-9]\d{0,3}")
 Shape = Annotated[str, Range("CxHxW, such as 3x224x224", _SHAPE.fullmatch)]
-SOURCES = (
-    "a run directory, RUN:best (its best checkpoint by validation), a ported checkpoint, a torch"
-    " .ckpt/.pt/.pth, a .safetensors file, or pretrained"
-)
+SOURCES = "a run directory, RUN:best, a checkpoint, a torch or safetensors file, or pretrained"
 NETWORK = "the network, as for jaxcifar train (default: by keys and shapes)"
 BATCH = "images per forward pass; does not change the result"
 PLATFORMS = ("cpu", "cuda", "tpu")  # of exported programs
@@ -52,8 +49,7 @@ class PredictConfig(WeightsOptions):
     """Print the most likely classes of images."""
 
     image: tuple[str, ...] = argument(
-        "a PNG, JPEG, WebP, BMP, GIF, TIFF, PPM or AVIF file, a folder (all images below it), or"
-        " - for an image on stdin; each is converted to 32x32 RGB"
+        "image files, folders of them, or - for an image on stdin; each is converted to 32x32 RGB"
     )
     top: Positive = option(3, "how many classes to print per image, most likely first")
     batch_size: Positive = option(100, BATCH)
@@ -66,8 +62,7 @@ class ExportConfig(WeightsOptions):
     """Write weights for torch, safetensors or plain JAX."""
 
     output: str = argument(
-        "NAME.ckpt/.pt/.pth (a torch state dict), NAME.safetensors, or NAME.stablehlo (a program"
-        f" for plain JAX on {', '.join(PLATFORMS)}: uint8 images (N, 32, 32, 3) to float32 logits)"
+        "NAME.ckpt/.pt/.pth (torch), NAME.safetensors or NAME.stablehlo (a program for plain JAX)"
     )
     force: bool = option(False, "replace an existing OUTPUT")
 
@@ -94,9 +89,7 @@ class PortConfig(WeightsOptions):
     )
     verify: bool = option(True, "do not compare every layer's output with torch's")
     against: str | None = optional(
-        "compare with the module that your own torch class or function gives, FILE.py:NAME or"
-        " package.module:NAME, such as torchvision.models:resnet18",
-        metavar="NAME",
+        "compare with a torch class or function, FILE.py:NAME or module:NAME", metavar="NAME"
     )
     train_step: bool = option(False, "compare the running statistics after one training step, too")
     data_dir: str | None = optional(f"compare on {VERIFY_IMAGES} CIFAR-10 images from here, too")

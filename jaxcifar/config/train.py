@@ -52,8 +52,7 @@ class TrainConfig(Options):
     model: Model = option("vgg16", f"one of {MODELS}", metavar="NAME", group="network and data")
     dataset: DataSet = option(
         "cifar10",
-        f"the data, one of {DATASETS}; digits needs no network; a folder holds images of any size"
-        " in PATH/train/CLASS and PATH/test/CLASS",
+        f"the data, one of {DATASETS}; a folder has images in train/CLASS and test/CLASS",
         metavar="NAME",
     )
     data_dir: str | None = optional(
@@ -64,14 +63,9 @@ class TrainConfig(Options):
         "the run directory (default: runs/DATASET-MODEL-TIME)", group="start and resume"
     )
     resume: bool = option(
-        False,
-        "continue from the last checkpoint in --workdir, if there is one, with the saved options;"
-        " only --epochs, --limit-steps and those for logging and checkpoints can change",
+        False, "continue from the last checkpoint in --workdir, if any, with the saved options"
     )
-    init_from: str | None = optional(
-        "start from these weights and Adam moments, whatever jaxcifar evaluate takes; for other"
-        " classes the last layer is drawn anew"
-    )
+    init_from: str | None = optional("weights and Adam moments to start from, as for evaluate")
     ema: bool = option(False, "use the exponential moving average in the torch file of --init-from")
     epochs: Positive = option(1, "passes over the training images", group="training")
     limit_steps: Positive | None = optional("end after this many steps, to try a run out")
@@ -86,12 +80,9 @@ class TrainConfig(Options):
     dropout_rate: Share = option(0.5, "dropout before VGG's linear layers")
     augment: Literal["auto", "crop-flip", "crop", "none"] = option(
         "auto",
-        "random crop in a border of 4 pixels, and horizontal flip; auto: crop-flip for CIFAR,"
-        " none for digits, crop for a folder, where a mirrored image can mean something else",
+        "random crop and flip; auto: crop-flip for CIFAR, crop for a folder, none for digits",
     )
-    val_fraction: Share = option(
-        0.0, "share of the training images held out for validation; keeps the best checkpoint, too"
-    )
+    val_fraction: Share = option(0.0, "share of the training images held out for validation")
     precision: Literal["float32", "bfloat16"] = option(
         "float32", "compute dtype; bfloat16 is faster on a GPU and on a CPU with avx512_bf16"
     )
