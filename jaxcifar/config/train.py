@@ -50,14 +50,9 @@ class TrainConfig(Options):
     """Train a network and print its test accuracy."""
 
     model: Model = option("vgg16", f"one of {MODELS}", metavar="NAME", group="network and data")
-    dataset: DataSet = option(
-        "cifar10",
-        f"the data, one of {DATASETS}; a folder has images in train/CLASS and test/CLASS",
-        metavar="NAME",
-    )
+    dataset: DataSet = option("cifar10", f"the data, one of {DATASETS}", metavar="NAME")
     data_dir: str | None = optional(
-        "a TFDS directory, or one with a CIFAR archive or its folder; downloads go there, too"
-        " (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)"
+        "a directory that has or gets CIFAR (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)"
     )
     workdir: str | None = optional(
         "the run directory (default: runs/DATASET-MODEL-TIME)", group="start and resume"
