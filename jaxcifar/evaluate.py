@@ -23,10 +23,7 @@ from jaxcifar.runtime import process
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Score weights on the test images of ``dataset``, by default the run's, else CIFAR-10.
-
-    Raises ``UserError`` if the weights or the data cannot be read, or do not fit each other.
-    """
+    """Score weights on the test images of ``dataset``, by default the run's, else CIFAR-10."""
     loaded = weights.load(config.checkpoint, **config.chosen)
     name = config.dataset or loaded.dataset or "cifar10"
     _, test, class_names = data.load(name, config.data_dir, test_only=True)

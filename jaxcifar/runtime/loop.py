@@ -5,6 +5,8 @@ import signal
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxcifar.core import sharding, steps
 from jaxcifar.core.inference import logits
@@ -54,8 +56,7 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
                 order = jax.device_put(order, sharding.split(run.mesh, axis=1))
             if done == 0:
                 totals = sharding.put(Metrics.zeros(), sharding.replicated(run.mesh))
-            # On an accelerator one dispatch reaches to the next report or checkpoint. On a CPU
-            # dispatch is cheap, and XLA's own convolution very slow inside a loop.
+            # On an accelerator one dispatch reaches to the next report or checkpoint.
             count = 1
             while not on_cpu and not any(_due(run, step + count)):
                 count += 1
@@ -69,17 +70,17 @@ def train(run: Run, state: TrainState, totals: Metrics, outputs: Outputs) -> Tra
                 _report(run, outputs, *unreported, outputs.progress.pace())
                 unreported = None
             step += count
-            if on_cpu:
-                _check_finite(run, outputs, step, totals)  # waits for the step
             label = f"epoch {epoch + 1}/{config.epochs}"
             outputs.progress.advance(config.batch_size * count, label)
-            stops = process.agreed(bool(signals)) and step < run.total_steps
+            stopped = multihost_utils.process_allgather(np.array(bool(signals)))  # of any process
+            stops = bool(stopped.any()) and step < run.total_steps
             ends_epoch, reports, saves = _due(run, step)
             saves |= stops
+            if on_cpu or saves:  # this waits for the step
+                _check_finite(run, outputs, step, totals, state.params if saves else None)
             if reports and not on_cpu and not saves:
                 unreported = step, totals
             elif reports or saves:
-                _check_finite(run, outputs, step, totals, state.params if saves else None)
                 pace = outputs.progress.pace()
                 validation = _validate(run, state) if ends_epoch else None
                 if saves:

@@ -16,9 +16,7 @@ from typing import Any
 
 import jax
 import jaxlib
-import numpy as np
 import platformdirs
-from jax.experimental import multihost_utils
 
 from jaxcifar.errors import UserError, one_line
 
@@ -76,11 +74,6 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         advice = f"start all within {WAIT_SECONDS} seconds, with the same --coordinator HOST:PORT"
         schedulers = "auto needs Slurm, Kubernetes, Open MPI or a TPU"
         raise UserError(f"{problem}: {advice}; {schedulers}") from error
-
-
-def agreed(flag: bool) -> bool:
-    """Whether the flag is set in any process; each of them has to ask."""
-    return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 @contextmanager
