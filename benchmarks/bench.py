@@ -25,7 +25,7 @@ import tables
 from tables import COMPILED, MODELS, OURS, STOCK, TORCH, Cell
 from timed import Program, first_step_of_command
 
-from jaxcifar.data import archives
+from jaxcifar.data import cifar
 from jaxcifar.runtime import process
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -151,7 +151,7 @@ class Bench:
 def available_dataset() -> str:
     """Return ``cifar10``, or ``digits`` where it would have to be downloaded."""
     folder = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    found = [*folder.glob("cifar10/*/dataset_info.json"), *archives.find(folder, archives.CIFAR10)]
+    found = [*folder.glob("cifar10/*/dataset_info.json"), *cifar.find(folder, cifar.CIFAR10)]
     return "cifar10" if found else "digits"
 
 

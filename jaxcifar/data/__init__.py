@@ -8,7 +8,7 @@ from etils import epy
 
 from jaxcifar.config.train import FOLDER_PREFIX, TrainConfig
 from jaxcifar.core.steps import Dataset, Examples
-from jaxcifar.data import archives, cifar, images
+from jaxcifar.data import cifar, images
 from jaxcifar.errors import UserError
 
 with epy.lazy_imports():
@@ -33,7 +33,7 @@ def load(name: str, data_dir: str | Path | None = None, *, test_only: bool = Fal
     path = Path(os.path.expanduser(data_dir))
     if "~" in path.parts[:1]:
         raise UserError(f"there is no home directory for {path}: pass --data-dir")
-    source = archives.CIFAR10 if name == "cifar10" else archives.CIFAR100
+    source = cifar.CIFAR10 if name == "cifar10" else cifar.CIFAR100
     return cifar.load(source, path, test_only=test_only)
 
 

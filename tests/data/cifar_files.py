@@ -17,8 +17,7 @@ from tensorboardX.record_writer import RecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxcifar.data import Dataset, Examples
-from jaxcifar.data.archives import CIFAR10, CIFAR100
-from jaxcifar.data.cifar import CLASS_NAMES
+from jaxcifar.data.cifar import CIFAR10, CIFAR100, CLASS_NAMES
 from jaxcifar.errors import UserError
 
 SOURCES = (CIFAR10, CIFAR100)

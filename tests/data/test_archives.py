@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tensorflow_datasets.core.download import resource
 
-from jaxcifar.data import archives, cifar
-from jaxcifar.data.archives import CIFAR10
+from jaxcifar.data import cifar
+from jaxcifar.data.cifar import CIFAR10
 from tests.data import cifar_files as files
 
 PYTHON, BINARY = CIFAR10.folders
@@ -30,7 +30,7 @@ def test_each_form_of_each_data_set_is_found_and_read(place, rng, tmp_path):
     for form in range(4):
         for source, dataset in zip(sources, datasets, strict=True):
             path = tmp_path / place / (*source.folders, *source.archives)[form]
-            assert archives.find(tmp_path, source)[0] == path
+            assert cifar.find(tmp_path, source)[0] == path
             for data_dir in (tmp_path, path):
                 files.assert_equal(cifar.load(source, data_dir), dataset)
             for needless in (*path.glob("data_batch*"), *path.glob("train*")):
@@ -39,7 +39,7 @@ def test_each_form_of_each_data_set_is_found_and_read(place, rng, tmp_path):
             files.assert_equal(tuple(others), dataset[1:])
             assert len(train.labels) == 0
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert not any(archives.find(tmp_path, source) for source in sources)
+    assert not any(cifar.find(tmp_path, source) for source in sources)
 
 
 @by_name

@@ -9,7 +9,7 @@ import pytest
 
 from jaxcifar import data
 from jaxcifar.config.train import TrainConfig
-from jaxcifar.data import Examples, archives, cifar
+from jaxcifar.data import Examples, cifar
 from jaxcifar.errors import UserError
 from tests.data import cifar_files as files
 
@@ -101,7 +101,7 @@ def test_damaged_prepared_data_is_refused(damage, format, rng, tmp_path):
     folder = files.prepare(tmp_path, shifted, format=format)
     if not shift:
         damage(folder / f"cifar10-train.{format}-00000-of-00001")
-    message = files.refusal(cifar.load, archives.CIFAR10, tmp_path)
+    message = files.refusal(cifar.load, cifar.CIFAR10, tmp_path)
     assert message.startswith(f"{folder} is damaged or incomplete")
     assert not shift or "a label has no class" in message
 

@@ -12,7 +12,7 @@ from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.core.utils import Size
 
 from jaxcifar.data import cifar
-from jaxcifar.data.archives import CIFAR10
+from jaxcifar.data.cifar import CIFAR10
 from tests.data.cifar_files import assert_equal, make_dataset, refusal, write
 
 # The download library leaves its idle connections to the garbage collector.
