@@ -103,6 +103,6 @@ class AdaptiveAvgPool(nn.Module):
         for axis, outputs in enumerate(pair(self.output_size), start=1):
             side = x.shape[axis]
             windows = [(i * side // outputs, -(-(i + 1) * side // outputs)) for i in range(outputs)]
-            parts = [lax.slice_in_dim(y, start, end, axis=axis) for start, end in windows]
-            y = jnp.concatenate([part.mean(axis, keepdims=True) for part in parts], axis)
+            parts = [lax.slice_in_dim(y, *window, axis=axis) for window in windows]
+            y = jnp.stack([part.mean(axis) for part in parts], axis)
         return y.astype(x.dtype)

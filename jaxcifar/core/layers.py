@@ -73,11 +73,7 @@ class Conv(nn.Module):
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         kernel = self.param("kernel", self.kernel_init, shape, dtype)
         y = conv2d(x, kernel.astype(x.dtype), window)
-        if not self.use_bias:
-            return y
-        bias = self.param("bias", self.bias_init or _torch_bias(kernel), y.shape[-1:], dtype)
-        # In the dtype of the bias, whose gradient is a sum over all pixels.
-        return (y.astype(dtype) + per_channel(bias, y)).astype(x.dtype)
+        return _add_bias(self, y, kernel, self.bias_init) if self.use_bias else y
 
 
 class Linear(nn.Module):
@@ -92,10 +88,7 @@ class Linear(nn.Module):
         shape, dtype = (x.shape[-1], self.features), jnp.promote_types(x.dtype, jnp.float32)
         kernel = self.param("kernel", self.kernel_init, shape, dtype)
         y = x @ kernel.astype(x.dtype)
-        if not self.use_bias:
-            return y
-        bias = self.param("bias", _torch_bias(kernel), shape[-1:], dtype)
-        return y + per_channel(bias.astype(x.dtype), x)
+        return _add_bias(self, y, kernel) if self.use_bias else y
 
 
 class BatchNorm(nn.Module):
@@ -144,9 +137,14 @@ class MaxPool(nn.Module):
         return pool(x, window, jnp.maximum, -jnp.inf, ceil_mode=self.ceil_mode).astype(x.dtype)
 
 
-def _torch_bias(kernel: jax.Array) -> Callable[..., jax.Array]:
+def _add_bias(
+    layer: nn.Module, y: jax.Array, kernel: jax.Array, init: Initializer | None = None
+) -> jax.Array:
+    """Add a bias in its own dtype, because its gradient is a sum over the batch."""
     bound = (kernel.size // kernel.shape[-1]) ** -0.5
-    return partial(jax.random.uniform, minval=-bound, maxval=bound)
+    init = init or partial(jax.random.uniform, minval=-bound, maxval=bound)
+    bias = layer.param("bias", init, y.shape[-1:], kernel.dtype)
+    return (y.astype(bias.dtype) + per_channel(bias, y)).astype(y.dtype)
 
 
 def pool(
@@ -184,26 +182,23 @@ def affine(layer: nn.Module, x: jax.Array, scale: bool, bias: bool) -> tuple[jax
     )
 
 
-def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> Any:
+@jax.custom_gradient
+def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: jax.Array) -> Any:
     """Return the normalized ``x``, and without gradients its mean and biased variance."""
     axes, dtype, count = tuple(range(x.ndim - 1)), scale.dtype, x.size // x.shape[-1]
 
-    @jax.custom_gradient
-    def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
-        def gradients(cotangents: Any) -> tuple[jax.Array, ...]:
-            """Closed form with two sums over the batch; automatic differentiation has five."""
-            dy = cotangents[0].astype(dtype)
-            normalized = (x.astype(dtype) - per_channel(mean, x)) * per_channel(inverse, x)
-            d_bias, d_scale = jnp.sum(dy, axes), jnp.sum(dy * normalized, axes)
-            dy = dy - per_channel(d_bias / count, x) - normalized * per_channel(d_scale / count, x)
-            return (dy * per_channel(inverse * scale, x)).astype(x.dtype), d_scale, d_bias
+    def gradients(cotangents: Any) -> tuple[jax.Array | None, ...]:
+        """Closed form with two sums over the batch; automatic differentiation has five."""
+        dy = cotangents[0].astype(dtype)
+        normalized = (x.astype(dtype) - per_channel(mean, x)) * per_channel(inverse, x)
+        d_bias, d_scale = jnp.sum(dy, axes), jnp.sum(dy * normalized, axes)
+        dy = dy - per_channel(d_bias / count, x) - normalized * per_channel(d_scale / count, x)
+        return (dy * per_channel(inverse * scale, x)).astype(x.dtype), d_scale, d_bias, None
 
-        wide = x.astype(dtype)
-        mean = jnp.mean(wide, axes)
-        centered = wide - per_channel(mean, x)
-        var = jnp.mean(jnp.square(centered), axes)
-        inverse = lax.rsqrt(var + eps)
-        y = centered * per_channel(inverse * scale, x) + per_channel(bias, x)
-        return (y.astype(x.dtype), mean, var), gradients
-
-    return normalize(x, scale, bias)
+    wide = x.astype(dtype)
+    mean = jnp.mean(wide, axes)
+    centered = wide - per_channel(mean, x)
+    var = jnp.mean(jnp.square(centered), axes)
+    inverse = lax.rsqrt(var + eps)
+    y = centered * per_channel(inverse * scale, x) + per_channel(bias, x)
+    return (y.astype(x.dtype), mean, var), gradients

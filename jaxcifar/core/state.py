@@ -50,9 +50,7 @@ def make_schedule(
     # Decays are counted here, in integers: optax divides in float32, and can land just below a
     # whole number. np.float64 keeps x64 in float64.
     by_decay = optax.exponential_decay(learning_rate, 1, np.float64(decay_rate), staircase=True)
-    if not warmup_steps:
-        return lambda count: by_decay(count // decay_steps)
-    warmup = optax.linear_schedule(1 / warmup_steps, 1, warmup_steps - 1)
+    warmup = optax.linear_schedule(1 / max(warmup_steps, 1), 1, warmup_steps - 1)
     return lambda count: by_decay(count // decay_steps) * warmup(count)
 
 
