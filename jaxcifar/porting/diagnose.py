@@ -21,27 +21,20 @@ POOL = {"ceil_mode": (False, True), "count_include_pad": (False, True)}
 UPSAMPLE = {"mode": ("bilinear", "nearest"), "align_corners": (True, False, None)}
 NORM = {"eps": (1e-3, 1e-5, 1e-6, 1e-12), "weight": (None,), "bias": (None,), "training": (True,)}
 VALUES: dict[str, tuple[Any, ...]] = {**CONV, **POOL, **UPSAMPLE, **NORM}
+Outputs = Mapping[str, np.ndarray]  # of torch's layers before this one, by name
 
 
-def diagnose(
-    layer: Any, x: Any, expected: np.ndarray, others: Mapping[str, np.ndarray], row_of: Any
-) -> str | None:
-    """Return the known mistake with which torch gives our output, or None.
-
-    ``layer`` is torch's module, ``x`` its input, ``others`` are the outputs of torch's layers
-    before it, by name, and ``row_of`` compares our output with one of torch's.
-    """
+def diagnose(layer: Any, x: Any, expected: np.ndarray, earlier: Outputs, row_of: Any) -> str | None:
+    """Return the mistake with which torch's layer gives our output, or None if it is unknown."""
     with torch.no_grad():
-        for what, function, *arguments in _mistakes(layer, x, torch.from_numpy(expected), others):
+        for what, function, *arguments in _mistakes(layer, x, torch.from_numpy(expected), earlier):
             with suppress(Exception):  # not every mistake can be made in every layer
                 if row_of(np.asarray(function(*arguments))).equal:
                     return str(what)
     return None
 
 
-def _mistakes(
-    layer: Any, x: Any, expected: Any, others: Mapping[str, np.ndarray]
-) -> Iterator[tuple[Any, ...]]:
+def _mistakes(layer: Any, x: Any, expected: Any, earlier: Outputs) -> Iterator[tuple[Any, ...]]:
     """Yield mistakes, each with the function and the arguments that give what it would give."""
     kind = type(layer).__name__
     x = x if isinstance(x, torch.Tensor) else expected  # a block may take a list
@@ -60,11 +53,7 @@ def _mistakes(
         what = f"padding SAME, torch has {layer.padding} on both sides"
         options = layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups
         yield what, functional.conv2d, functional.pad(x, (*columns, *rows)), *options
-    elif kind in ("AvgPool2d", "MaxPool2d"):
-        pool: Any = functional.max_pool2d if kind == "AvgPool2d" else functional.avg_pool2d
-        arguments = x, layer.kernel_size, layer.stride, layer.padding
-        yield f"the other kind of pooling, torch has {kind}", pool, *arguments
-    images = [output for output in others.values() if output.ndim == 4]
+    images = [output for output in earlier.values() if output.ndim == 4]
     if images and images[-1].size == x.numel():
         flat = x.reshape(images[-1].shape).permute(0, 2, 3, 1).flatten(1)
         yield "it flattens channels last, torch (C, H, W)", layer, flat
@@ -76,7 +65,7 @@ def _mistakes(
     yield "this layer is missing: its output is its input", torch.as_tensor, x
     yield "the shortcut is not added", torch.sub, expected, x
     yield "a shortcut is added, which torch does not have", torch.add, expected, x
-    before = [(n, torch.from_numpy(o)) for n, o in others.items() if o.shape == tuple(x.shape)]
+    before = [(n, torch.from_numpy(o)) for n, o in earlier.items() if o.shape == tuple(x.shape)]
     for name, inputs in reversed(before[-4:]):
         between = f"between {name} and this layer"
         yield f"an activation {between} is missing", layer, inputs
@@ -85,6 +74,6 @@ def _mistakes(
     for shift in range(1, expected.shape[1] if expected.ndim == 4 else 0):
         what = f"swapped branches: torch's last {shift} channels come first"
         yield what, torch.roll, expected, shift, 1
-    for name, output in others.items():
+    for name, output in earlier.items():
         what = f"its output is that of torch's {name}: layers are swapped, or one is left out"
         yield what, torch.from_numpy, output

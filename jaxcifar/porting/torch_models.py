@@ -5,7 +5,7 @@ from torch import Tensor, nn
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and convolutions before a pool
 
 
-class VGG16(nn.Module):
+class VGG16(nn.Sequential):
     """Thirteen convolutions and the head; with a batch norm after each it is vgg16_bn."""
 
     def __init__(self, batch_norm: bool = False, dropout: float = 0.5, num_classes: int = 10):
@@ -18,13 +18,11 @@ class VGG16(nn.Module):
                 channels = width
             layers.append(nn.MaxPool2d(2, 2))
         self.features = nn.Sequential(*layers)
+        self.flatten = nn.Flatten()
         self.classifier = nn.Sequential(
             *(nn.Dropout(dropout), nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU()),
             *(nn.Dropout(dropout), nn.Linear(512, num_classes)),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).flatten(1))
 
 
 def _unit(cin: int, cout: int, kernel: int, stride: int = 1, padding: int = 0) -> nn.Sequential:
@@ -51,7 +49,7 @@ def _stage(cin: int, mid: int, cout: int, count: int, stride: int) -> nn.Sequent
     return nn.Sequential(*blocks, Block(cout, mid, cout, stride))
 
 
-class ResNet50_layer4(nn.Module):
+class ResNet50_layer4(nn.Sequential):
     """ResNet50 cut after its layer 4."""
 
     def __init__(self, num_classes: int = 10):
@@ -61,11 +59,8 @@ class ResNet50_layer4(nn.Module):
         self.layer3 = _stage(256, 128, 512, 4, stride=2)
         self.layer4 = _stage(512, 256, 1024, 6, stride=1)
         self.avgpool = nn.AvgPool2d(2, 2)
+        self.flatten = nn.Flatten()
         self.fc = nn.Linear(1024, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
 
 
 def create_torch_model(name: str, *, num_classes: int = 10, dropout: float = 0.5) -> nn.Module:
