@@ -1,10 +1,12 @@
-"""The error for bad input."""
+"""The error for bad input, and the log."""
 
 import difflib
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+log = logging.getLogger("jaxcifar")
 MAX_BYTES = 2**29  # the largest image that Pillow opens, in RGB, and three times any archive
 
 

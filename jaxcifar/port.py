@@ -7,7 +7,6 @@ if __name__ == "__main__":  # python -m jaxcifar.port
 
 import importlib.util
 import json
-import logging
 import math
 from contextlib import nullcontext
 from functools import partial
@@ -23,7 +22,7 @@ from jaxcifar import data
 from jaxcifar.config.commands import VERIFY_IMAGES, PortConfig
 from jaxcifar.core.augment import MEAN, STD, normalize
 from jaxcifar.core.models import MODELS
-from jaxcifar.errors import UserError, one_line
+from jaxcifar.errors import UserError, log, one_line
 from jaxcifar.files import atomic, torch_names, weights
 from jaxcifar.files.checkpoints import digest
 from jaxcifar.porting import compare
@@ -33,8 +32,6 @@ with epy.lazy_imports():
     import pooch
 
 RANDOM_IMAGES = 16
-
-log = logging.getLogger(__name__)
 
 
 def main(config: PortConfig) -> None:

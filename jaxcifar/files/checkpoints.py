@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import logging
 import re
 import shutil
 import sys
@@ -24,10 +23,9 @@ from orbax.checkpoint import v1 as ocp
 from jaxcifar.config.train import TrainConfig
 from jaxcifar.core.state import TrainState
 from jaxcifar.core.steps import Metrics
-from jaxcifar.errors import UserError, one_line, regular_file
+from jaxcifar.errors import UserError, log, one_line, regular_file
 from jaxcifar.files.atomic import explained
 
-log = logging.getLogger(__name__)
 DIGEST = "sha256_of_values"  # in a checkpoint's metadata
 METADATA_FILE = "_CHECKPOINT_METADATA"
 

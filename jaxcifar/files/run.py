@@ -1,7 +1,6 @@
 """The directory of a run, and its metrics."""
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from etils import epy
 
 from jaxcifar.config.options import is_count, parse_saved
 from jaxcifar.config.train import CONFIG_FILE, FOLDER_PREFIX, TrainConfig
-from jaxcifar.errors import UserError, one_line, regular_file
+from jaxcifar.errors import UserError, log, one_line, regular_file
 from jaxcifar.files import atomic
 from jaxcifar.files.checkpoints import read_info, steps
 
@@ -26,8 +25,6 @@ with epy.lazy_imports():
 
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.jsonl"
-
-log = logging.getLogger(__name__)
 
 
 class MetricWriter:

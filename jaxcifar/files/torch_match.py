@@ -4,7 +4,6 @@ One rule: the keys of a whole copy are the network's own behind one prefix, what
 may stand anywhere in a key. What lies outside the copy is left, and said.
 """
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -12,10 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcifar.errors import UserError, first_few
+from jaxcifar.errors import UserError, first_few, log
 from jaxcifar.files.torch_files import to_numpy
 
-log = logging.getLogger(__name__)
 # DataParallel, torch.compile, checkpointing, FSDP, Fabric; how a whole module is pickled.
 WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 WRAPPERS |= {"_forward_module", "_modules", "_parameters", "_buffers"}

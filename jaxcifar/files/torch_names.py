@@ -4,7 +4,6 @@ The path of a leaf is its key: only its last name (``TORCH_NAMES``) and the orde
 (``TORCH_AXES``) are translated. Keys and shapes are checked before anything is mapped.
 """
 
-import logging
 import math
 import reprlib
 from collections.abc import Mapping
@@ -17,11 +16,10 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar.core.models import INPUT_SHAPE, MODELS, abstract_variables
-from jaxcifar.errors import UserError, did_you_mean, first_few
+from jaxcifar.errors import UserError, did_you_mean, first_few, log
 from jaxcifar.files import networks, torch_files
 from jaxcifar.files.torch_match import Leaf, Leaves, Match, PortError, Shape, Tensors, check, match
 
-log = logging.getLogger(__name__)
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # by rank: our axes in torch's order
 ADAM: dict[str, list[Any]] = {"betas": [(0.9, 0.999), [0.9, 0.999]], "eps": [1e-8]}

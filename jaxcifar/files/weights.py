@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxcifar.config.train import is_own
 from jaxcifar.core.models import INPUT_SHAPE
 from jaxcifar.core.state import TrainState, short_repr, state_from
-from jaxcifar.errors import UserError, difference, one_line
+from jaxcifar.errors import UserError, difference, log, one_line
 from jaxcifar.files import atomic, networks, torch_files, torch_names
 from jaxcifar.files.checkpoints import DIGEST, METADATA_FILE, digest, read, steps
 from jaxcifar.files.run import RunDirectory
@@ -34,8 +33,6 @@ SHA256 = {  # of the pretrained weights
     "vgg16": "daddb81e6e67d3abbb8d45c5b58886c58db592385797095b3a7d540ef12821aa",
 }
 IN_CLONE = Path(__file__).parents[2] / "weights"
-
-log = logging.getLogger(__name__)
 
 
 @short_repr
