@@ -76,7 +76,7 @@ def main(config: PortConfig) -> None:
             del loaded, tensors  # they need not stay in memory
             loaded = load(new, model=name)
         tensors = torch_names.torch_view(loaded.variables)
-        casts = {key: torch_names.cast(key, tensors[key], read[key].dtype) for key in read}
+        casts = {key: torch_names.convert(tensors[key], read[key].dtype)[0] for key in read}
         changed = [key for key in read if digest(casts[key]) != digest(read[key])]
         if changed or (dtypes and loaded.torch_dtypes != dtypes):
             raise UserError(f"{', '.join(changed)} came back changed: please report this bug")

@@ -122,8 +122,7 @@ def train_steps_at(
 ) -> tuple[TrainState, Metrics]:
     """Run ``train_step`` on the next ``count`` batches and add their metrics to ``totals``.
 
-    Donates ``state``, whose ``step`` selects the batch in ``order``, an ``epoch_order``. Leave
-    ``count`` at 1 on a CPU: XLA's convolution is about 50 times slower in a loop.
+    Donates ``state``, whose ``step`` selects the batch in ``order``. On a CPU, loops are slow.
     """
 
     def step(carry: tuple[TrainState, Metrics], _: None) -> tuple[tuple[TrainState, Metrics], None]:

@@ -111,7 +111,6 @@ class RunDirectory:
         return records
 
     def write_config(self, config: TrainConfig, environment: dict[str, Any]) -> None:
-        """Save the options, and what the run runs on."""
         for name, values in ((CONFIG_FILE, config.to_dict()), (ENVIRONMENT_FILE, environment)):
             atomic.write_text(self.path / name, json.dumps(values, indent=2) + "\n")
 

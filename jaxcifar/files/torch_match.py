@@ -79,10 +79,7 @@ class Match(NamedTuple):
 def match(
     tensors: Tensors, network: Network, source: object, problem: str, ema: bool, prefix: str | None
 ) -> Match:
-    """Find the whole copy behind ``prefix``; else the average if ``ema``, else what is none.
-
-    Raises ``PortError`` if no copy is whole or fits, and ``UserError`` if several are that differ.
-    """
+    """Find the whole copy behind ``prefix``; else the average if ``ema``, else what is none."""
     names, wanted = _without_wrappers(tensors), _without_wrappers(network(10))
     needed = {name for name in wanted if not name.endswith(BATCHES)}
     counts = Counter(

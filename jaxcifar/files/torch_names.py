@@ -1,8 +1,4 @@
-"""The map between a torch state dict and a model's variables, in both directions, without torch.
-
-The path of a leaf is its key: only its last name (``TORCH_NAMES``) and the order of its axes
-(``TORCH_AXES``) are translated. Keys and shapes are checked before anything is mapped.
-"""
+"""Torch's state dicts as variables, and back: only the last names and the axes of leaves change."""
 
 import math
 import reprlib
@@ -98,7 +94,7 @@ def to_tree(
         array = torch_files.to_numpy(f"{source}: {key}", tensor)
         array = array[0, ...] if array.ndim and not leaf.shape else array
         ours = array.transpose(np.argsort(TORCH_AXES[len(leaf.shape)]))
-        tree[leaf.path], exact = _convert(ours, leaf.dtype)
+        tree[leaf.path], exact = convert(ours, leaf.dtype)
         if not exact:
             rounded.append(f"{key} ({array.dtype})")
             array = tree[leaf.path].transpose(TORCH_AXES[array.ndim])
@@ -117,14 +113,19 @@ def to_torch(
 ) -> dict[str, np.ndarray]:
     """Map ``{"params": ..., "batch_stats": ...}`` to a state dict, in torch's order of keys.
 
-    Returns new C-contiguous arrays in torch's usual dtypes, or ``dtypes``, of which an empty one
-    leaves a key out; raises as ``to_flax``.
+    Returns C-contiguous arrays in torch's usual dtypes, or ``dtypes``; an empty one drops a key.
     """
     expected, arrays = leaves(model, input_shape), torch_view(variables)
     check("not the model's variables", expected, arrays)
     names = {k: "int64" if leaf.dtype.kind == "i" else leaf.dtype for k, leaf in expected.items()}
     names |= dtypes or {}
-    return {key: cast(key, arrays[key], np.dtype(names[key])) for key in expected if names[key]}
+    state_dict = {}
+    for key, dtype in names.items():
+        if dtype:
+            state_dict[key], exact = convert(arrays[key], np.dtype(dtype))
+            if not exact:
+                raise UserError(f"{key} is not exact in {dtype}: convert it with torch")
+    return state_dict
 
 
 def torch_view(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -141,8 +142,7 @@ def _key(path: tuple[str, ...]) -> str:
 def adam_to_flax(optimizers: list[Any], model: Leaves) -> tuple[optax.ScaleByAdamState, float]:
     """Map the state dict of a ``torch.optim.Adam``; also return its next update's learning rate.
 
-    Parameters are matched by ``param_names`` if torch has saved them, else by their order. Raises
-    if there are several, or not Adam with the settings of training for this model.
+    Parameters are matched by ``param_names`` if torch has saved them, else by their order.
     """
     [optimizer] = optimizers
     groups, states = optimizer["param_groups"], optimizer["state"]
@@ -161,25 +161,16 @@ def adam_to_flax(optimizers: list[Any], model: Leaves) -> tuple[optax.ScaleByAda
     rates = sorted({float(np.asarray(group["lr"])) for group in groups})
     if len(steps) > 1 or len(rates) > 1 or not (0 <= steps[0] < 2**31 and 0 <= rates[0] < math.inf):
         raise UserError(f"it has steps {steps} and rates {rates}: expected one of each")
-
-    def moment(which: str) -> Any:
+    moments = []
+    for which in ("exp_avg", "exp_avg_sq"):
         tensors = {name: states[index][which] for name, index in zip(names, indices, strict=True)}
         check(f"its {which} is not the model's", expected, tensors)
-        return to_tree(tensors, expected, which)[0]["params"]
-
+        moments.append(to_tree(tensors, expected, which)[0]["params"])
     count: Any = np.asarray(steps[0], np.int32)
-    return optax.ScaleByAdamState(count, moment("exp_avg"), moment("exp_avg_sq")), rates[0]
+    return optax.ScaleByAdamState(count, *moments), rates[0]
 
 
-def cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return the same values in another dtype, C-contiguous; raise ``UserError`` if one changes."""
-    result, exact = _convert(array, dtype)
-    if not exact:
-        raise UserError(f"{key} is {array.dtype} and not exact in {dtype}: convert it with torch")
-    return result
-
-
-def _convert(array: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, bool]:
+def convert(array: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, bool]:
     """Return an array in another dtype, C-contiguous, and whether all values are the same."""
     with np.errstate(all="ignore"):  # what overflows is not exact
         if (array.dtype.name, dtype.name) == ("float32", "bfloat16"):

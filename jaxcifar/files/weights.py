@@ -77,8 +77,7 @@ def load(
 ) -> Weights:
     """Read the weights of a run, ``RUN:best``, a checkpoint, a file, or ``"pretrained"``.
 
-    ``ema`` and ``prefix`` choose one of several copies in a torch file, ``optimizer`` reads Adam's
-    state, too. Raises ``UserError`` or ``OSError`` without good weights.
+    ``ema`` and ``prefix`` choose a copy in a torch file; ``optimizer`` reads Adam's state, too.
     """
     path = resolve(path, model)
     tensors, optimizers, info = _read_orbax(path) if path.is_dir() else torch_files.read(path)
@@ -101,11 +100,15 @@ def load(
         except Exception as error:  # it can be anything, and the weights do not need it
             reason = error if isinstance(error, UserError) else f"it is malformed ({error!r:.80})"
             log.warning("%s: left the optimizer: %s", path, reason)
+    names: Any = info.get("class_names")
+    with suppress(TypeError, ValueError, RecursionError):  # a safetensors file has them as JSON
+        names = json.loads(names)
+    fits = isinstance(names, list) and len(names) == found.num_classes
     dtypes = {key: source[key].dtype.name if key in source else "" for key in found.leaves}
     return Weights(
         *(name, found.num_classes, variables, adam, rate, info.get("torch_dtypes", dtypes)),
         dataset=info.get("dataset"),
-        class_names=_class_names(info.get("class_names"), found.num_classes),
+        class_names=tuple(one_line(str(name)) for name in names) if fits else None,
         input_shape=input_shape,
         source=source,
     )
@@ -184,11 +187,3 @@ def _read_orbax(path: Path) -> tuple[dict[str, np.ndarray], list[Any], dict[str,
         problem = f"is no whole checkpoint ({str(error) or repr(error):.150}): copy it again"
         raise UserError(f"{folder} {problem}") from error
     return torch_names.torch_view(variables), adam, {"torch_dtypes": {}, **info}
-
-
-def _class_names(value: Any, count: int) -> tuple[str, ...] | None:
-    if isinstance(value, str):
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value)
-    valid = isinstance(value, list) and len(value) == count
-    return tuple(one_line(str(name)) for name in value) if valid else None
