@@ -137,9 +137,7 @@ class MaxPool(nn.Module):
         return pool(x, window, jnp.maximum, -jnp.inf, ceil_mode=self.ceil_mode).astype(x.dtype)
 
 
-def _add_bias(
-    layer: nn.Module, y: jax.Array, kernel: jax.Array, init: Initializer | None = None
-) -> jax.Array:
+def _add_bias(layer: nn.Module, y: jax.Array, kernel: jax.Array, init: Any = None) -> jax.Array:
     """Add a bias in its own dtype, because its gradient is a sum over the batch."""
     bound = (kernel.size // kernel.shape[-1]) ** -0.5
     init = init or partial(jax.random.uniform, minval=-bound, maxval=bound)

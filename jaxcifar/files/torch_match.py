@@ -1,7 +1,6 @@
 """Where a network's weights are among the tensors of a file, and what is wrong if they are not.
 
-One rule: the keys of a whole copy are the network's own behind one prefix, whatever it is. Wrappers
-may stand anywhere in a key. What lies outside the copy is left, and said.
+One rule: the keys of a whole copy are the network's own behind one prefix, apart from wrappers.
 """
 
 import re

@@ -85,8 +85,7 @@ def to_tree(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return tensors of fitting shapes as variables; counts that are missing are 0.
 
-    Beside them the arrays that they were, by torch's keys. What is not exact in the model's dtypes
-    is cast as ``load_state_dict`` does, in both, and logged.
+    Beside them the arrays that they were; what is not exact in the model's dtypes is cast in both.
     """
     tree, arrays, rounded = {}, {}, list[str]()
     for key, leaf in expected.items():
