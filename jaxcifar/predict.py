@@ -7,7 +7,6 @@ if __name__ == "__main__":  # python -m jaxcifar.predict
 
 import io
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,10 @@ from jaxcifar.core import inference, sharding
 from jaxcifar.core.state import TrainState
 from jaxcifar.data import cifar
 from jaxcifar.data import images as files
-from jaxcifar.errors import MAX_BYTES, UserError, one_line
+from jaxcifar.errors import MAX_BYTES, UserError, log, one_line
 from jaxcifar.files import weights
 from jaxcifar.reporting.scores import check_finite
 from jaxcifar.runtime import process
-
-log = logging.getLogger(__name__)
 
 
 def predict(

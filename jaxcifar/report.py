@@ -5,18 +5,15 @@ if __name__ == "__main__":  # python -m jaxcifar.report
 
     cli.main("report")
 
-import logging
 from pathlib import Path
 
 from jaxcifar.config.commands import EvaluateConfig, ReportConfig
 from jaxcifar.config.train import is_own
-from jaxcifar.errors import UserError, one_line
+from jaxcifar.errors import UserError, log, one_line
 from jaxcifar.evaluate import evaluate
 from jaxcifar.files.run import RunDirectory
 from jaxcifar.reporting import page
 from jaxcifar.runtime import process
-
-log = logging.getLogger(__name__)
 
 
 def make_report(config: ReportConfig) -> Path:

@@ -16,7 +16,7 @@ import jax
 from jaxcifar.config.commands import EvaluateConfig
 from jaxcifar.config.train import TrainConfig
 from jaxcifar.core.state import TrainState, short_repr
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, log
 from jaxcifar.evaluate import test_logits
 from jaxcifar.files.checkpoints import Checkpoints
 from jaxcifar.files.run import MetricWriter, RunDirectory
@@ -24,8 +24,6 @@ from jaxcifar.reporting import page
 from jaxcifar.reporting.progress import Progress
 from jaxcifar.reporting.scores import Evaluation, score
 from jaxcifar.runtime import loop, process, setup
-
-log = logging.getLogger(__name__)
 
 
 @short_repr

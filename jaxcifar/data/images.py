@@ -1,7 +1,6 @@
 """Image files of any size and mode, and folders of them, as the networks' 32x32 RGB."""
 
 import contextlib
-import logging
 import os
 import warnings
 from functools import partial
@@ -15,9 +14,8 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from jaxcifar.core.steps import Dataset, Examples
-from jaxcifar.errors import UserError, difference, first_few, one_line, regular_file
+from jaxcifar.errors import UserError, difference, first_few, log, one_line, regular_file
 
-log = logging.getLogger(__name__)
 SIZE = (32, 32)
 quiet = partial(warnings.catch_warnings, action="ignore")  # of the process: enter outside threads
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # start no program

@@ -1,6 +1,5 @@
 """The training loop: steps, reports, validation, checkpoints."""
 
-import logging
 import signal
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from jaxcifar.core import sharding, steps
 from jaxcifar.core.inference import logits
 from jaxcifar.core.state import TrainState, epoch_order
 from jaxcifar.core.steps import Metrics
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, log
 from jaxcifar.files.checkpoints import Checkpoints
 from jaxcifar.files.run import MetricWriter
 from jaxcifar.reporting.progress import Progress
@@ -20,7 +19,6 @@ from jaxcifar.reporting.scores import loss_and_accuracy
 from jaxcifar.runtime import console, process
 from jaxcifar.runtime.setup import Run
 
-log = logging.getLogger(__name__)
 ACCURACY = "Accuracy of the model on the {} images: {:.2f} %"
 
 

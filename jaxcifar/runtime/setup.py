@@ -1,7 +1,6 @@
 """What a training run starts from: its data, model, schedule and first state."""
 
 import dataclasses
-import logging
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,11 +16,9 @@ from jaxcifar.config.train import OF_PROCESS, TrainConfig, is_own
 from jaxcifar.core import sharding, state, steps
 from jaxcifar.core.models import head
 from jaxcifar.core.steps import Examples, Metrics
-from jaxcifar.errors import UserError, difference
+from jaxcifar.errors import UserError, difference, log
 from jaxcifar.files import checkpoints, networks, weights
 from jaxcifar.files.run import RunDirectory
-
-log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
