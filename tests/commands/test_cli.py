@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import importlib
 import logging
-import shlex
 import subprocess
 import sys
 from typing import get_args
@@ -56,13 +55,6 @@ def no_work(monkeypatch):
     monkeypatch.setattr(setup, "prepare", stop)
     monkeypatch.setattr(process, "join", stop)
     monkeypatch.setattr(RunDirectory, "locked", contextlib.nullcontext)
-
-
-def test_only_given_flags_are_parsed():
-    parse = cli.make_parser("train").parse_args
-    assert vars(parse([])) == {}
-    flags = parse(shlex.split("--decay-rate 1/3 --epochs 7 --resume --no-compile-cache"))
-    assert vars(flags) == {"decay_rate": 1 / 3, "epochs": 7, "resume": True, "compile_cache": False}
 
 
 @pytest.mark.parametrize(

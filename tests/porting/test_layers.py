@@ -51,10 +51,7 @@ ARGUMENTS = dict.fromkeys(FUNCTIONS, some()) | {
     ),
     "GroupNorm": some({"num_groups": st.sampled_from([1, 2])}, eps=EPS, affine=BOOLEANS),
     "LayerNorm": some(
-        {"normalized_shape": st.just(4)},
-        eps=EPS,
-        elementwise_affine=BOOLEANS,
-        use_bias=BOOLEANS,
+        {"normalized_shape": st.just(4)}, eps=EPS, elementwise_affine=BOOLEANS, use_bias=BOOLEANS
     ),
     "MaxPool": some({"window": sizes(2, 3)}, dilation=sizes(1, 2), **POOL),
     "AvgPool": some({"window": sizes(2, 3)}, count_include_pad=BOOLEANS, **POOL),
