@@ -52,9 +52,9 @@ def convolutions(model: str, batch_size: int) -> Counter[Layer]:
     """Count the convolutions of a model by shapes and window."""
     seen: Counter[Layer] = Counter()
 
-    def record(x: jax.Array, kernel: jax.Array, window: conv.Window) -> jax.Array:
+    def record(x: jax.Array, kernel: jax.Array, window: conv.Window, *, train: bool) -> Any:
         seen[x.shape, kernel.shape, window] += 1
-        return conv.conv2d(x, kernel, window)
+        return conv.conv2d(x, kernel, window, train=train)
 
     layers.conv2d, real = record, layers.conv2d
     try:
@@ -75,11 +75,11 @@ def widths(batch_size: int) -> Counter[Layer]:
     )
 
 
-def candidates(layer: Layer) -> Iterator[str]:
+def candidates(layer: Layer, dtype: str) -> Iterator[str]:
     """Yield the chosen algorithm and, unless it takes about a second, XLA's own."""
     image_shape, kernel_shape, window = layer
-    x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (image_shape, kernel_shape))
-    chosen = conv.choose(x, kernel, window, backend="cpu", precision=None)
+    x, kernel = (jax.ShapeDtypeStruct(s, jnp.dtype(dtype)) for s in (image_shape, kernel_shape))
+    chosen = conv.choose(x, kernel, window, train=True)
     yield chosen
     if chosen not in ("xla", "dense"):
         yield "xla"
@@ -131,7 +131,7 @@ def main() -> None:
                 stride, padding = window.strides[0], window.paddings[0][0]
                 out = (image[1] + 2 * padding - kernel[0]) // stride + 1
                 gflop = 2 * image[0] * out**2 * kernel[0] * kernel[1] * kernel[2] * kernel[3] / 1e9
-                for index, algorithm in enumerate(candidates(layer)):
+                for index, algorithm in enumerate(candidates(layer, dtype)):
                     seconds = measure(layer, algorithm, dtype, repeats)
                     name = f"{kernel[0]}x{kernel[1]}/{stride}, {kernel[2]} -> {kernel[3]}"
                     cells = "".join(

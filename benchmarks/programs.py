@@ -30,7 +30,7 @@ def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> 
 
     from jaxcifar.core import state, steps
     from jaxcifar.core.augment import Augmentation
-    from jaxcifar.core.inference import forward
+    from jaxcifar.core.inference import forward, rounded
     from jaxcifar.core.models import create_model
     from jaxcifar.runtime import process
 
@@ -40,11 +40,12 @@ def prepare_jaxcifar(task: str, model: str, precision: str, batch_size: int) -> 
     examples = jax.device_put(steps.Examples(*draw()))
     totals = steps.Metrics.zeros()
     if task == "evaluate":
-        images, logits = examples.images[:batch_size], jax.jit(forward)
+        images = examples.images[:batch_size]
+        train_state = rounded(train_state, images)
 
         def evaluate(count: int) -> None:
             for _ in range(count):
-                jax.block_until_ready(logits(train_state, images))
+                jax.block_until_ready(forward(train_state, images))
 
         return evaluate
     order = state.epoch_order(jax.random.key(1), 0, examples=IMAGES, batch_size=batch_size)

@@ -72,7 +72,7 @@ class Conv(nn.Module):
         shape = (*window.sizes, x.shape[-1] // self.groups, self.features)
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         kernel = self.param("kernel", self.kernel_init, shape, dtype)
-        y = conv2d(x, kernel.astype(x.dtype), window)
+        y = conv2d(x, kernel.astype(x.dtype), window, train=train)
         return _add_bias(self, y, kernel, self.bias_init) if self.use_bias else y
 
 

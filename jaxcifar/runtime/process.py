@@ -105,12 +105,12 @@ def keep_programs() -> None:
 
     def clear(message: Warning | str, *args: Any, **options: Any) -> None:
         """Delete all programs if one cannot be read: JAX would never replace it."""
-        if "persistent compilation cache entry" not in str(message):
+        if "Error reading persistent compilation cache entry" in str(message):
+            with suppress(OSError):  # where nothing can be written there is no cache either
+                for path in directory.glob("*-cache"):
+                    path.unlink(missing_ok=True)
+        elif "Error writing persistent compilation" not in str(message):  # as of oneDNN's calls
             show(message, *args, **options)
-            return
-        with suppress(OSError):  # where nothing can be written there is no cache either
-            for path in directory.glob("*-cache"):
-                path.unlink(missing_ok=True)
 
     warnings.showwarning = clear
 

@@ -10,15 +10,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxcifar.core.conv import ALGORITHMS, Window, choose, conv2d
-from jaxcifar.core.conv.matmul import matmul
+from jaxcifar.core.conv.onednn import serves
 from jaxcifar.layers import Conv
 
-WINOGRAD_BOUNDS = {
-    ("winograd", "float32"): 1e-4,
-    ("winograd", "bfloat16"): 2**-8,
-    ("winograd", "float64"): 1e-13,  # exact
-    ("winograd_bfloat16", "bfloat16"): 2**-4,
-}
+WINOGRAD_BOUNDS = {"float32": 1e-4, "bfloat16": 2**-8, "float64": 1e-13}  # the last is exact
+AMX = serves(jnp.zeros((1, 9, 9, 16), "bfloat16"), Window.of(3, 1, 1))
+needs_amx = pytest.mark.skipif(not AMX, reason="needs a processor with AMX, and one device")
 
 
 def draw(seed, *shapes, dtype="float32"):
@@ -52,7 +49,7 @@ def assert_close(ours, expected, bound):
     stride=st.integers(1, 3),
     # The compiler of jax 0.12 aborts where a weight sees nothing but padding.
     padding=st.integers(0, 3 if jax.__version_info__ < (0, 12) else 0),
-    channels=st.integers(1, 4),
+    channels=st.sampled_from([1, 2, 4, 16]),
 )
 def test_plain_algorithms_equal_xlas(height, width, kernel_size, stride, padding, channels):
     assume(min(height, width) + 2 * padding >= kernel_size)
@@ -62,6 +59,13 @@ def test_plain_algorithms_equal_xlas(height, width, kernel_size, stride, padding
         ours = run(name, x, kernel, stride, padding)
         equal = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4, err_msg=name)
         jax.tree.map(equal, ours, plain)
+    narrow = x.astype("bfloat16"), kernel.astype("bfloat16")
+    wide = run("xla", *map(jnp.float32, narrow), stride, padding)
+    bounds = {"patches": 2**-8} if kernel_size == 1 else {}
+    if serves(narrow[0], Window.of(kernel_size, stride, padding)):
+        bounds["onednn"] = 2**-7
+    for name, bound in bounds.items():
+        assert_close(run(name, *narrow, stride, padding), wide, bound)
 
 
 @settings(deadline=None, max_examples=4)
@@ -72,42 +76,44 @@ def test_plain_algorithms_equal_xlas(height, width, kernel_size, stride, padding
     channels=st.integers(1, 40),
     features=st.integers(1, 8),
 )
-@pytest.mark.parametrize("case", WINOGRAD_BOUNDS, ids="-".join)
-def test_winograd_is_within_its_bound(rows, columns, padding, channels, features, case):
-    name, dtype = case
+@pytest.mark.parametrize("dtype", WINOGRAD_BOUNDS)
+def test_winograd_is_within_its_bound(rows, columns, padding, channels, features, dtype):
     height, width = 4 * rows + 2 - 2 * padding, 4 * columns + 2 - 2 * padding
     shapes = (2, height, width, channels), (3, 3, channels, features)
     with jax.enable_x64(dtype == "float64"):
         x, kernel = draw(channels, *shapes, dtype=dtype)
-        ours = run(name, x, kernel, 1, padding)
+        ours = run("winograd", x, kernel, 1, padding)
         wide = (a.astype(jnp.promote_types(dtype, "float32")) for a in (x, kernel))
         assert ours[0].dtype == dtype
-        assert_close(ours, run("xla", *wide, 1, padding), WINOGRAD_BOUNDS[case])
+        assert_close(ours, run("xla", *wide, 1, padding), WINOGRAD_BOUNDS[dtype])
 
 
-@settings(deadline=None, max_examples=5)
-@given(rows=st.integers(1, 70), inner=st.integers(1, 130), columns=st.integers(1, 130))
-def test_bfloat16_product_and_its_gradients(rows, inner, columns):
-    a, b = draw(rows, (rows, inner), (inner, columns), dtype="bfloat16")
-    ours = result_and_gradients(matmul, a, b)
-    assert {array.dtype.name for array in ours} == {"bfloat16"}
-    exact = result_and_gradients(jnp.matmul, *map(jnp.float32, (a, b)))
-    assert_close(ours, exact, 2**-8)
+@pytest.mark.parametrize("name", ["patches", pytest.param("onednn", marks=needs_amx)])
+def test_bfloat16_can_be_mapped_and_differentiated_twice(name):
+    x, kernel = draw(1, (3, 2, 5, 5, 16), (3, 3, 16, 4), dtype="bfloat16")
+
+    def penalty(kernel, x, name):
+        y = lambda x: ALGORITHMS[name](x, kernel, Window.of(3, 1, 1)).astype("float32")  # noqa: E731
+        return jnp.square(jax.grad(lambda x: jnp.square(y(x)).sum())(x).astype("float32")).sum()
+
+    second = jax.vmap(jax.grad(penalty), (None, 0, None))
+    assert_close([second(kernel, x, name)], [second(kernel, x, "xla")], 2**-6)
 
 
-def test_backend_and_precision_count_also_of_a_function_that_was_traced_before():
+def test_backend_and_precision_count_also_of_a_function_that_was_traced_before(monkeypatch):
     x, kernel = draw(1, (3, 8, 8, 16), (3, 3, 16, 5))
-    window = Window.of(3, 1, 1)
-    assert choose(x, kernel, window, backend="gpu", precision=None) == "xla"
-    narrow = partial(choose, x.astype("bfloat16"), window=window, backend="cpu")
-    assert narrow(kernel=kernel, precision=None) == "winograd"
-    kernel_of_many = jnp.zeros((3, 3, 16, 1024), "bfloat16")
-    names = [narrow(kernel=kernel_of_many, precision=p) for p in (None, "high", "highest")]
-    assert names == ["winograd_bfloat16", "winograd", "xla"]
-    convolve, plain = (jax.jit(partial(f, window=window)) for f in (conv2d, ALGORITHMS["xla"]))
+    window, many = Window.of(3, 1, 1), jnp.zeros((3, 3, 16, 1024), "bfloat16")
+    convolve = jax.jit(partial(conv2d, window=window, train=True))
+    plain, narrow = jax.jit(partial(ALGORITHMS["xla"], window=window)), x.astype("bfloat16")
     assert not np.array_equal(convolve(x, kernel), plain(x, kernel))
+    assert choose(narrow, kernel, window, train=True) == "winograd"
+    for train, weights in (True, many), (False, kernel):
+        assert choose(narrow, weights, window, train=train) == ("onednn" if AMX else "winograd")
     with jax.default_matmul_precision("highest"):
         np.testing.assert_array_equal(convolve(x, kernel), plain(x, kernel))
+        assert choose(narrow, many, window, train=True) == "xla"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert choose(x, kernel, window, train=True) == "xla"
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ faults(); print(default, faults())
 
 
 CACHE = """
-import jax, os, pathlib
+import jax, os, pathlib, warnings
 from jaxcifar.runtime import process
 def keep(**environment):
     os.environ.update(environment)
@@ -58,6 +58,8 @@ def test_programs_are_kept_in_the_users_cache_and_damaged_ones_replaced(tmp_path
 path = keep(XDG_CACHE_HOME={str(tmp_path)!r})
 assert path.match({f"{tmp_path}/jaxcifar/jaxlib-*"!r})
 paths = list(path.glob("*-cache"))
+warnings.warn("Error writing persistent compilation cache entry")  # is no matter
+assert all(path.exists() for path in paths)
 [path.write_bytes(path.read_bytes()[:9]) for path in paths]
 keep()
 assert max(path.stat().st_size for path in paths if path.exists()) > 9

@@ -1,68 +1,59 @@
 """2-D convolution by the algorithm that docs/performance.md shows to be the fastest."""
 
+import math
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxcifar.core.conv.matmul import dense, patches
+from jaxcifar.core.conv.onednn import onednn, serves, xla
 from jaxcifar.core.conv.window import Window
 from jaxcifar.core.conv.winograd import TILE, winograd
 
-LARGE = 2**20  # outputs of a layer times its channels; in smaller ones the loss notices bfloat16
+LARGE = 2**20  # outputs times channels: oneDNN pays in training, though XLA cannot store its calls
 FEW = 160  # of images for each weight that meets one pixel: more are worth a dense matrix
 MAX_BLOCKS = 400  # of a dense matrix: more compile for seconds and are slower than XLA
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def conv2d(x: jax.Array, kernel: jax.Array, window: Window, *, train: bool) -> jax.Array:
     """Compute torch's ``conv2d`` of ``(N, H, W, C)`` and ``(kh, kw, C / groups, O)``."""
     channels, groups = x.shape[-1], window.groups
     fits = kernel.shape[2] * groups == channels and kernel.shape[3] % groups == 0
     if min(window.outputs(x)) < 1 or not fits:
         raise ValueError(f"{groups} groups of {kernel.shape} do not fit images of {x.shape}")
-    backend = jax.default_backend()
-    if backend == "cpu" and 1 < groups < channels:
+    if jax.default_backend() == "cpu" and 1 < groups < channels:
         kernel, window = _block_diagonal(kernel, groups), window._replace(groups=1)
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    algorithm = choose(x, kernel, window, backend=backend, precision=precision)
-    return ALGORITHMS[algorithm](x, kernel, window)
+    return ALGORITHMS[choose(x, kernel, window, train=train)](x, kernel, window)
 
 
-def choose(x: Any, kernel: Any, window: Window, *, backend: str, precision: str | None) -> str:
-    """Return the fastest of ``ALGORITHMS`` at one of ``jax.default_matmul_precision``."""
+def choose(x: Any, kernel: Any, window: Window, *, train: bool) -> str:
+    """Return the fastest of ``ALGORITHMS`` here and at ``jax.default_matmul_precision``."""
     n, height, width, channels = x.shape
-    if backend != "cpu":
+    if jax.default_backend() != "cpu":
         return "xla"
     if window.groups > 1:
         return "depthwise" if window.groups == channels else "xla"
+    rows, columns = window.outputs(x)
+    taps, pixels = math.prod(window.sizes), height * width
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    inexact = precision not in ("highest", "float32") and x.dtype != jnp.float64
+    large = taps > 1 and rows * columns * max(channels, 16) * kernel.shape[3] >= LARGE
+    if inexact and (large or not train) and serves(x, window):
+        return "onednn"
     if window.sizes == (1, 1) and window.paddings == ((0, 0), (0, 0)):
         return "patches"
-    rows, columns = window.outputs(x)
-    taps, pixels = window.sizes[0] * window.sizes[1], height * width
     if pixels <= taps:
         if pixels * rows * columns > MAX_BLOCKS:
             return "xla"
         many = not isinstance(n, int) or n * taps >= FEW * pixels  # symbolic in an export
         return "dense" if many and x.dtype != jnp.bfloat16 else "patches"
-    plain = window.strides == window.dilations == (1, 1) and rows % TILE == columns % TILE == 0
-    inexact = precision not in ("highest", "float32") and x.dtype != jnp.float64
-    if window.sizes == (3, 3) and plain and channels >= 16 and inexact:
-        large = rows * columns * kernel.shape[2] * kernel.shape[3] >= LARGE
-        narrow = x.dtype == jnp.bfloat16 and precision != "high" and large
-        return "winograd_bfloat16" if narrow else "winograd"
+    tiles = window.strides == window.dilations == (1, 1) and rows % TILE == columns % TILE == 0
+    if window.sizes == (3, 3) and tiles and channels >= 16 and inexact:
+        return "winograd"
     return "xla"
-
-
-def _xla(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    return lax.conv_general_dilated(
-        *(x, kernel, window.strides, window.paddings),
-        rhs_dilation=window.dilations,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=window.groups,
-    )
 
 
 # On CPU, XLA computes the gradients of grouped convolutions 3 to 100 times too slowly.
@@ -83,10 +74,10 @@ def _block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
 
 
 ALGORITHMS: dict[str, Callable[[jax.Array, jax.Array, Window], jax.Array]] = {
-    "xla": _xla,
+    "xla": xla,
+    "onednn": onednn,
     "dense": dense,
     "patches": patches,
     "winograd": winograd,
-    "winograd_bfloat16": partial(winograd, narrow=True),
     "depthwise": _depthwise,
 }

@@ -1,6 +1,6 @@
 """How a window moves over an image, and torch's ways to write it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -15,6 +15,27 @@ def pair(size: Size) -> Pair:
     """Return the values for rows and columns."""
     rows, columns = np.broadcast_to(size, 2).tolist()
     return rows, columns
+
+
+def slices(
+    counts: Sequence[int], steps: Pair, lengths: Sequence[int], strides: Pair
+) -> Iterator[list[slice]]:
+    """Yield slices of rows and columns that begin at 0 to ``counts - 1`` times the steps."""
+    for index in np.ndindex(*counts):
+        axes = zip(index, steps, lengths, strides, strict=True)
+        yield [slice(i * step, i * step + (n - 1) * s + 1, s) for i, step, n, s in axes]
+
+
+def moved(move: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Compute ``move(x)``, which copies values: XLA does so with bfloat16 by way of float32."""
+
+    @jax.custom_gradient
+    def compute(x: jax.Array) -> Any:
+        narrow = x.dtype == jnp.bfloat16
+        y = move(x.view(jnp.uint16)).view(x.dtype) if narrow else move(x)
+        return y, jax.linear_transpose(move, x)
+
+    return compute(x)
 
 
 class Window(NamedTuple):
@@ -46,11 +67,9 @@ class Window(NamedTuple):
 
     def views(self, x: jax.Array) -> Iterator[jax.Array]:
         """Yield the ``(N, rows, columns, C)`` that each weight of a kernel meets, row by row."""
-        padded, outputs = jnp.pad(x, ((0, 0), *self.paddings, (0, 0))), self.outputs(x)
-        for tap in np.ndindex(self.sizes):
-            axes = zip(tap, self.dilations, outputs, self.strides, strict=True)
-            slices = (slice(i * d, i * d + (n - 1) * s + 1, s) for i, d, n, s in axes)
-            yield padded[:, *slices]
+        padded = jnp.pad(x, ((0, 0), *self.paddings, (0, 0)))
+        for view in slices(self.sizes, self.dilations, self.outputs(x), self.strides):
+            yield padded[:, *view]
 
     def outputs(self, x: Any) -> list[int]:
         """Return how many rows and columns the result has for images ``x``."""

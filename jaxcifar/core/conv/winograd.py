@@ -31,38 +31,31 @@ _SQUARES = np.array([[1], *_POINTS[1:, None] ** 2, [1]])
 _TURNED_A, _TURNED_B = _A[:, ::-1], (_SQUARES * _B)[::-1]
 
 
-def winograd(x: jax.Array, kernel: jax.Array, window: Window, *, narrow: bool = False) -> jax.Array:
-    """Compute ``conv2d`` with a 3x3 kernel and stride 1, where the output is of whole tiles.
-
-    ``narrow`` rounds what is multiplied to bfloat16, which costs about 1 % of a typical result.
-    """
+def winograd(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Compute ``conv2d`` with a 3x3 kernel and stride 1, where the output is of whole tiles."""
     n, (rows, columns) = x.shape[0], (outputs // TILE for outputs in window.outputs(x))
-    dtype = jnp.bfloat16 if narrow else jnp.promote_types(x.dtype, jnp.float32)
 
     @jax.custom_gradient
     def convolve(x: jax.Array, kernel: jax.Array) -> Any:
         def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
             tiles = dy.reshape(n, rows, TILE, columns, TILE, -1).transpose(2, 4, 0, 1, 3, 5)
-            d_products = _square(_A.T, tiles.reshape(16, -1, dy.shape[-1])).astype(dtype)
+            d_products = _square(_A.T, tiles.reshape(16, -1, dy.shape[-1]))
             # Transformed images take 2.25 times the memory. Large ones are transformed again, which
             # XLA would merge with the first time if they did not seem to depend on dy.
             again = x + 0 * dy[0, 0, 0, 0] if x.size > LARGE and x.dtype == jnp.float32 else x
-            images = _transform(_B, again, window.paddings).astype(dtype)
+            images = _transform(_B, again, window.paddings)
             d_kernel = _square(_G.T, transposed_product(images, d_products))
             # The gradient of the images is the convolution of dy with the turned kernel.
             counts = [-(-side // TILE) for side in x.shape[1:3]]
             axes = zip(window.paddings, counts, dy.shape[1:3], strict=True)
             paddings = [(2 - p, count * TILE - side + p) for (p, _), count, side in axes]
-            tiles = _transform(_TURNED_B, dy, paddings).astype(dtype)
+            tiles = _transform(_TURNED_B, dy, paddings)
             tiles = _square(_TURNED_A, product(tiles, weights, ((2,), (2,)), batch=(0,)))
             d_x = _join(tiles, n, *counts)[:, : x.shape[1], : x.shape[2]]
             return d_x.astype(x.dtype), d_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
-        if narrow:  # rounded at once, where a product would store them in float32 first
-            weights = _transform(_G, kernel.transpose(2, 0, 1, 3), ((0, 0), (0, 0))).astype(dtype)
-        else:
-            weights = _square(_G, kernel.reshape(9, *kernel.shape[2:])).astype(dtype)
-        images = _transform(_B, x, window.paddings).astype(dtype)
+        weights = _square(_G, kernel.reshape(9, *kernel.shape[2:]))
+        images = _transform(_B, x, window.paddings)
         tiles = _square(_A, product(images, weights, ((2,), (1,)), batch=(0,)))
         return _join(tiles, n, rows, columns).astype(x.dtype), gradients
 
