@@ -78,6 +78,7 @@ def load(
     """Read the weights of a run, ``RUN:best``, a checkpoint, a file, or ``"pretrained"``.
 
     ``ema`` and ``prefix`` choose a copy in a torch file; ``optimizer`` reads Adam's state, too.
+    Raises ``UserError`` or ``OSError`` without good weights.
     """
     path = resolve(path, model)
     tensors, optimizers, info = _read_orbax(path) if path.is_dir() else torch_files.read(path)
