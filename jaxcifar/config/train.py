@@ -36,7 +36,8 @@ _MODEL = re.compile(f"{'|'.join(MODEL_NAMES)}|.+:[^:]+", re.DOTALL)
 Model = Annotated[str, Range(f"one of {MODELS}", _MODEL.fullmatch)]
 _DATASET = re.compile(f"{'|'.join(AUTO_AUGMENTATION)}|{FOLDER_PREFIX}.+", re.DOTALL)
 DataSet = Annotated[str, Range(f"one of {DATASETS}", _DATASET.fullmatch)]
-Address = Annotated[str, Range("HOST:PORT or auto", re.compile(r"auto|.+:[1-9]\d{0,4}").fullmatch)]
+_PORT = r"[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"
+Address = Annotated[str, Range("HOST:PORT or auto", re.compile(f"auto|.+:({_PORT})").fullmatch)]
 Count = Annotated[int, Range("0 or more", lambda value: value >= 0)]
 NotNegative = Annotated[float, Range("0 or more", lambda value: 0 <= value < math.inf)]
 Rate = Annotated[float, Range("a positive number", lambda value: 0 < value < math.inf)]

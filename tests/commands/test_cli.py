@@ -70,6 +70,7 @@ def no_work(monkeypatch):
         ("predict --checkpoint nowhere", "the following arguments are required: IMAGE"),
         ("evaluate --checkpoint nowhere", "No such file or directory: 'nowhere'"),
         ("trian --epochs 1", "'port'); did you mean train?"),
+        ("train --coordinator h:65536 --workdir x", "must be HOST:PORT or auto, got 'h:65536'"),
         ("train --coordinator auto --workdir x", "auto needs Slurm, Kubernetes, Open MPI or a TPU"),
     ],
 )

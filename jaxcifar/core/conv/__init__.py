@@ -51,9 +51,7 @@ def choose(x: Any, kernel: Any, window: Window, *, train: bool) -> str:
         many = not isinstance(n, int) or n * taps >= FEW * pixels  # symbolic in an export
         return "dense" if many and x.dtype != jnp.bfloat16 else "patches"
     tiles = window.strides == window.dilations == (1, 1) and rows % TILE == columns % TILE == 0
-    if window.sizes == (3, 3) and tiles and channels >= 16 and inexact:
-        return "winograd"
-    return "xla"
+    return "winograd" if window.sizes == (3, 3) and tiles and channels >= 16 and inexact else "xla"
 
 
 # On CPU, XLA computes the gradients of grouped convolutions 3 to 100 times too slowly.
