@@ -21,10 +21,10 @@ NARROW = 8  # pixels: oneDNN multiplies tiles of up to 16 in a row
 
 def serves(x: Any, window: Window) -> bool:
     """Whether ``onednn`` can compute it; some other windows make oneDNN err, or end the process."""
-    axes = zip(*window[:4], window.outputs(x), strict=True)
+    axes, moves = zip(*window[:4], x.shape[1:3], window.outputs(x), strict=True), window.strides
     sound = all(
-        max(padding) < size and dilation == 1 and (stride == 1 or count > 1)
-        for size, stride, padding, dilation, count in axes
+        max(padding) < size and dilation == 1 and (moves == (1, 1) or (side >= size and count > 1))
+        for size, _, padding, dilation, side, count in axes
     )
     static = isinstance(x.shape[0], int) and x.size > 0  # not so in an export
     here = _has_amx() and jax.device_count() == 1  # XLA cannot split a call
