@@ -22,8 +22,9 @@ def matmul(a: jax.Array, b: jax.Array) -> Any:
 
 def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return ``a.mT @ b`` of ``(..., M, K)`` and ``(..., M, N)``, as ``product`` does."""
-    batch, count, few = tuple(range(a.ndim - 2)), a.shape[-2], a.shape[-1] <= 64
-    if count >= 4096 and count % 8 == 0 and few:  # where XLA is a third faster in parts
+    batch, count = tuple(range(a.ndim - 2)), a.shape[-2]  # symbolic in an export
+    long = isinstance(count, int) and count >= 4096 and count % 8 == 0
+    if long and a.shape[-1] <= 64:  # where XLA is a third faster in parts
         parts = (x.reshape(*x.shape[:-2], 8, -1, x.shape[-1]) for x in (a, b))
         return transposed_product(*parts).sum(-3)
     if a.dtype == jnp.bfloat16 and count % 2 == 0:
