@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxcifar.core.conv.matmul import per_channel
 from jaxcifar.core.conv.window import Size, Window, pair
 from jaxcifar.core.layers import *  # noqa: F403 - its __all__
-from jaxcifar.core.layers import Function, affine, per_channel, pool
+from jaxcifar.core.layers import Function, affine, pool
 
 
 def _relu6(x: jax.Array) -> jax.Array:  # torch's gradients, also where they jump

@@ -11,6 +11,7 @@ from jax import lax
 from jax.nn.initializers import Initializer
 
 from jaxcifar.core.conv import conv2d
+from jaxcifar.core.conv.matmul import finish, per_channel
 from jaxcifar.core.conv.window import Size, Window
 
 __all__ = ["BatchNorm", "Conv", "Dropout", "Function", "Linear", "MaxPool", "ReLU", "Sequential"]
@@ -26,9 +27,14 @@ class Sequential(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        calls = list[Layer]()
+        apart = self.is_mutable_collection("intermediates")  # the output of each layer is asked for
         for index, layer in enumerate(self.layers):
-            x = layer(name=str(index))(x, train=train)
-        return x
+            if layer is ReLU and not apart and any(type(call) is Conv for call in calls[-1:]):
+                calls[-1] = partial(calls[-1], relu=True)
+            else:
+                calls.append(layer(name=str(index)))
+        return reduce(lambda x, call: call(x, train=train), calls, x)
 
 
 class Function(nn.Module):
@@ -54,7 +60,7 @@ class Dropout(nn.Module):
 
 
 class Conv(nn.Module):
-    """``torch.nn.Conv2d``; a ``bias_init`` of None is torch's default."""
+    """``torch.nn.Conv2d``, then ReLU if ``relu``; a ``bias_init`` of None is torch's default."""
 
     features: int
     kernel_size: Size
@@ -67,13 +73,13 @@ class Conv(nn.Module):
     bias_init: Initializer | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, relu: bool = False) -> jax.Array:
         window = Window.of(self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
         shape = (*window.sizes, x.shape[-1] // self.groups, self.features)
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         kernel = self.param("kernel", self.kernel_init, shape, dtype)
-        y = conv2d(x, kernel.astype(x.dtype), window, train=train)
-        return _add_bias(self, y, kernel, self.bias_init) if self.use_bias else y
+        bias = [_bias(self, kernel, self.bias_init)] if self.use_bias else []
+        return conv2d(x, kernel.astype(x.dtype), window, *bias, relu=relu, train=train)
 
 
 class Linear(nn.Module):
@@ -88,7 +94,7 @@ class Linear(nn.Module):
         shape, dtype = (x.shape[-1], self.features), jnp.promote_types(x.dtype, jnp.float32)
         kernel = self.param("kernel", self.kernel_init, shape, dtype)
         y = x @ kernel.astype(x.dtype)
-        return _add_bias(self, y, kernel) if self.use_bias else y
+        return finish(y, _bias(self, kernel)) if self.use_bias else y
 
 
 class BatchNorm(nn.Module):
@@ -137,12 +143,10 @@ class MaxPool(nn.Module):
         return pool(x, window, jnp.maximum, -jnp.inf, ceil_mode=self.ceil_mode).astype(x.dtype)
 
 
-def _add_bias(layer: nn.Module, y: jax.Array, kernel: jax.Array, init: Any = None) -> jax.Array:
-    """Add a bias in its own dtype, because its gradient is a sum over the batch."""
+def _bias(layer: nn.Module, kernel: jax.Array, init: Initializer | None = None) -> jax.Array:
     bound = (kernel.size // kernel.shape[-1]) ** -0.5
     init = init or partial(jax.random.uniform, minval=-bound, maxval=bound)
-    bias = layer.param("bias", init, y.shape[-1:], kernel.dtype)
-    return (y.astype(bias.dtype) + per_channel(bias, y)).astype(y.dtype)
+    return layer.param("bias", init, kernel.shape[-1:], kernel.dtype)
 
 
 def pool(
@@ -163,11 +167,6 @@ def pool(
         starts = range(0, dilation * size, dilation)
         y = reduce(combine, [lax.slice_in_dim(y, i, i + end, stride, axis) for i in starts])
     return y
-
-
-def per_channel(values: jax.Array, x: jax.Array) -> jax.Array:
-    """Reshape ``(C,)`` to the rank of ``x``, because rank promotion may be an error."""
-    return values.reshape((1,) * (x.ndim - 1) + values.shape)
 
 
 def affine(layer: nn.Module, x: jax.Array, scale: bool, bias: bool) -> tuple[jax.Array, jax.Array]:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxcifar.core.conv import ALGORITHMS, Window, choose, conv2d
+from jaxcifar.core import conv
+from jaxcifar.core.conv import Window, choose, conv2d, dense, onednn, patches, winograd, xla
 from jaxcifar.core.conv.onednn import serves
-from jaxcifar.layers import Conv
+from jaxcifar.layers import Conv, ReLU, Sequential
 
 WINOGRAD_BOUNDS = {"float32": 1e-4, "bfloat16": 2**-8, "float64": 1e-13}  # the last is exact
 AMX = serves(jnp.zeros((1, 9, 9, 16), "bfloat16"), Window.of(3, 1, 1))
@@ -24,15 +25,15 @@ def draw(seed, *shapes, dtype="float32"):
 
 
 @partial(jax.jit, static_argnums=0)
-def result_and_gradients(function, x, kernel):
-    y, vjp = jax.vjp(function, x, kernel)
+def result_and_gradients(function, *arguments):
+    y, vjp = jax.vjp(function, *arguments)
     dy = np.random.default_rng(3).standard_normal(y.shape)
     return (y, *vjp(jnp.asarray(dy, "bfloat16").astype(y.dtype)))
 
 
 def run(algorithm, x, kernel, stride, padding):
     window = Window.of(kernel.shape[:2], stride, padding)
-    return result_and_gradients(partial(ALGORITHMS[algorithm], window=window), x, kernel)
+    return result_and_gradients(partial(algorithm, window=window), x, kernel)
 
 
 def assert_close(ours, expected, bound):
@@ -54,18 +55,17 @@ def assert_close(ours, expected, bound):
 def test_plain_algorithms_equal_xlas(height, width, kernel_size, stride, padding, channels):
     assume(min(height, width) + 2 * padding >= kernel_size)
     x, kernel = draw(height, (2, height, width, channels), (kernel_size, kernel_size, channels, 3))
-    plain = run("xla", x, kernel, stride, padding)
-    for name in ("dense", "patches"):
-        ours = run(name, x, kernel, stride, padding)
-        equal = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4, err_msg=name)
-        jax.tree.map(equal, ours, plain)
+    plain = run(xla, x, kernel, stride, padding)
+    for algorithm in (dense, patches):
+        equal = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4, err_msg=str(algorithm))
+        jax.tree.map(equal, run(algorithm, x, kernel, stride, padding), plain)
     narrow = x.astype("bfloat16"), kernel.astype("bfloat16")
-    wide = run("xla", *map(jnp.float32, narrow), stride, padding)
-    bounds = {"patches": 2**-8} if kernel_size == 1 else {}
+    wide = run(xla, *map(jnp.float32, narrow), stride, padding)
+    bounds = {patches: 2**-8} if kernel_size == 1 else {}
     if serves(narrow[0], Window.of(kernel_size, stride, padding)):
-        bounds["onednn"] = 2**-7
-    for name, bound in bounds.items():
-        assert_close(run(name, *narrow, stride, padding), wide, bound)
+        bounds[onednn] = 2**-7
+    for algorithm, bound in bounds.items():
+        assert_close(run(algorithm, *narrow, stride, padding), wide, bound)
 
 
 @settings(deadline=None, max_examples=4)
@@ -82,38 +82,57 @@ def test_winograd_is_within_its_bound(rows, columns, padding, channels, features
     shapes = (2, height, width, channels), (3, 3, channels, features)
     with jax.enable_x64(dtype == "float64"):
         x, kernel = draw(channels, *shapes, dtype=dtype)
-        ours = run("winograd", x, kernel, 1, padding)
+        ours = run(winograd, x, kernel, 1, padding)
         wide = (a.astype(jnp.promote_types(dtype, "float32")) for a in (x, kernel))
         assert ours[0].dtype == dtype
-        assert_close(ours, run("xla", *wide, 1, padding), WINOGRAD_BOUNDS[dtype])
+        assert_close(ours, run(xla, *wide, 1, padding), WINOGRAD_BOUNDS[dtype])
 
 
-@pytest.mark.parametrize("name", ["patches", pytest.param("onednn", marks=needs_amx)])
-def test_bfloat16_can_be_mapped_and_differentiated_twice(name):
+@needs_amx
+@pytest.mark.parametrize(("width", "kernel_size"), [(9, 3), (3, 3), (9, 1)])
+def test_onednn_adds_the_bias_and_applies_relu(width, kernel_size):
+    x, kernel = draw(width, (2, 5, width, 16), (kernel_size, kernel_size, 16, 4), dtype="bfloat16")
+    window, (bias,) = Window.of(kernel_size, 1, kernel_size // 2), draw(kernel_size, (4,))
+    layer = Sequential([partial(Conv, 4, kernel_size, padding=kernel_size // 2), ReLU])
+
+    plain = lambda x, kernel, bias: xla(x, kernel, window) + bias.reshape(1, 1, 1, 4)  # noqa: E731
+
+    def ours(x, kernel, bias):
+        return layer.apply({"params": {"0": {"kernel": kernel, "bias": bias}}}, x, train=False)
+
+    y, *gradients = result_and_gradients(ours, x, kernel, bias)
+    wide = x.astype("float32"), kernel.astype("float32"), bias
+    assert_close([y], [jnp.maximum(plain(*wide), 0)], 2**-7)
+    masked = result_and_gradients(lambda *a: jnp.where(y > 0, plain(*a), 0), *wide)
+    assert_close(gradients, masked[1:], 2**-7)
+
+
+@pytest.mark.parametrize("algorithm", [patches, pytest.param(onednn, marks=needs_amx)])
+def test_bfloat16_can_be_mapped_and_differentiated_twice(algorithm):
     x, kernel = draw(1, (3, 2, 5, 5, 16), (3, 3, 16, 4), dtype="bfloat16")
 
-    def penalty(kernel, x, name):
-        y = lambda x: ALGORITHMS[name](x, kernel, Window.of(3, 1, 1)).astype("float32")  # noqa: E731
+    def penalty(kernel, x, algorithm):
+        y = lambda x: algorithm(x, kernel, Window.of(3, 1, 1)).astype("float32")  # noqa: E731
         return jnp.square(jax.grad(lambda x: jnp.square(y(x)).sum())(x).astype("float32")).sum()
 
     second = jax.vmap(jax.grad(penalty), (None, 0, None))
-    assert_close([second(kernel, x, name)], [second(kernel, x, "xla")], 2**-6)
+    assert_close([second(kernel, x, algorithm)], [second(kernel, x, xla)], 2**-6)
 
 
 def test_backend_and_precision_count_also_of_a_function_that_was_traced_before(monkeypatch):
     x, kernel = draw(1, (3, 8, 8, 16), (3, 3, 16, 5))
     window, many = Window.of(3, 1, 1), jnp.zeros((3, 3, 16, 1024), "bfloat16")
-    convolve = jax.jit(partial(conv2d, window=window, train=True))
-    plain, narrow = jax.jit(partial(ALGORITHMS["xla"], window=window)), x.astype("bfloat16")
+    convolve = jax.jit(partial(conv2d, window=window, relu=False, train=True))
+    plain, narrow = jax.jit(partial(xla, window=window)), x.astype("bfloat16")
     assert not np.array_equal(convolve(x, kernel), plain(x, kernel))
-    assert choose(narrow, kernel, window, train=True) == "winograd"
+    assert choose(narrow, kernel, window, train=True) is winograd
     for train, weights in (True, many), (False, kernel):
-        assert choose(narrow, weights, window, train=train) == ("onednn" if AMX else "winograd")
+        assert choose(narrow, weights, window, train=train) is (onednn if AMX else winograd)
     with jax.default_matmul_precision("highest"):
         np.testing.assert_array_equal(convolve(x, kernel), plain(x, kernel))
-        assert choose(narrow, many, window, train=True) == "xla"
+        assert choose(narrow, many, window, train=True) is xla
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert choose(x, kernel, window, train=True) == "xla"
+    assert choose(x, kernel, window, train=True) is xla
 
 
 @pytest.mark.parametrize(
@@ -132,17 +151,16 @@ def test_backend_and_precision_count_also_of_a_function_that_was_traced_before(m
     ],
 )
 def test_a_layer_takes_the_fastest(size, channels, kernel_size, options, expected, monkeypatch):
-    chosen, algorithms = [], dict(ALGORITHMS)
-    for name in algorithms:
-        record = lambda *a, name=name: chosen.append(name) or algorithms[name](*a)  # noqa: E731
-        monkeypatch.setitem(ALGORITHMS, name, record)
+    chosen = []
+    record = lambda *a, **b: chosen.append(choose(*a, **b)) or chosen[-1]  # noqa: E731
+    monkeypatch.setattr(conv, "choose", record)
     layer = Conv(channels, kernel_size, use_bias=False, **options)
     (x,) = draw(1, (3, *size, channels))
     kernel = layer.init(jax.random.key(0), x, train=False)["params"]["kernel"]
     ours = result_and_gradients(
         lambda x, k: layer.apply({"params": {"kernel": k}}, x, train=True), x, kernel
     )
-    assert set(chosen) == {expected}
+    assert {algorithm.__name__ for algorithm in chosen} == {expected}
     options = {"stride": 1, "padding": 0} | options
-    plain = partial(algorithms["xla"], window=Window.of(kernel_size, **options))
+    plain = partial(xla, window=Window.of(kernel_size, **options))
     assert_close(ours, result_and_gradients(plain, x, kernel), 1e-4)

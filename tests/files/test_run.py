@@ -107,9 +107,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
         assert "cannot be locked: start no other run in it" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "name", ["lock", "metrics.jsonl", "report", "report/curves.png", "checkpoints"]
-)
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "report", "report/x", "checkpoints"])
 def test_a_link_that_leads_out_of_a_run_is_refused(name, tmp_path):
     (path := tmp_path / "run" / name).parent.mkdir(parents=True)
     path.symlink_to(tmp_path / "outside")
@@ -121,15 +119,8 @@ def test_a_link_that_leads_out_of_a_run_is_refused(name, tmp_path):
     assert not (tmp_path / "outside").exists()
 
 
-ODD = [
-    b"",
-    b"[1]",
-    b"\xff",
-    b"[" * 10**5,
-    b'{"learning_rate": "fast"}',
-    b'{"learning_rate": 1%s}' % (b"0" * 400),
-    b'{"nothing": 1}',
-]
+ODD = [b"", b"[1]", b"\xff", b"[" * 10**5, b'{"nothing": 1}']
+ODD += [b'{"learning_rate": "fast"}', b'{"learning_rate": 1%s}' % (b"0" * 400)]
 
 
 @pytest.mark.parametrize("content", [*ODD, None], ids=lambda odd: str(odd)[:30])

@@ -137,15 +137,6 @@ def test_many_classes_may_have_any_names(run, tmp_path):
     assert "&lt;script&gt;$x" in text
 
 
-def test_a_spike_does_not_flatten_the_curves():
-    losses = [900.0, np.nan, *np.linspace(2, 0.1, 60)]
-    records = [{"split": "train", "step": i, "loss": loss} for i, loss in enumerate(losses)]
-    axes = figures.curves({"run": records}).axes[0]
-    bottom, top = axes.get_ylim()
-    assert top > 900
-    assert np.log(2 / 0.1) > 0.25 * np.log(top / bottom)  # in the picture, as the scale has it
-
-
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
     RunDirectory(tmp_path).write_config(TrainConfig(), {})
     with pytest.raises(UserError, match="has no checkpoint; train first"):

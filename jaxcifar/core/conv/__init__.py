@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxcifar.core.conv.matmul import dense, patches
+from jaxcifar.core.conv.matmul import dense, finish, patches
 from jaxcifar.core.conv.onednn import onednn, serves, xla
 from jaxcifar.core.conv.window import Window
 from jaxcifar.core.conv.winograd import TILE, winograd
@@ -18,45 +18,47 @@ FEW = 160  # of images for each weight that meets one pixel: more are worth a de
 MAX_BLOCKS = 400  # of a dense matrix: more compile for seconds and are slower than XLA
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, window: Window, *, train: bool) -> jax.Array:
-    """Compute torch's ``conv2d`` of ``(N, H, W, C)`` and ``(kh, kw, C / groups, O)``."""
+def conv2d(
+    x: jax.Array, kernel: jax.Array, window: Window, *bias: jax.Array, relu: bool, train: bool
+) -> jax.Array:
+    """Compute torch's ``conv2d`` of ``(N, H, W, C)``, ``(kh, kw, C / groups, O)`` and ``(O,)``."""
     channels, groups = x.shape[-1], window.groups
     fits = kernel.shape[2] * groups == channels and kernel.shape[3] % groups == 0
     if min(window.outputs(x)) < 1 or not fits:
         raise ValueError(f"{groups} groups of {kernel.shape} do not fit images of {x.shape}")
     if jax.default_backend() == "cpu" and 1 < groups < channels:
         kernel, window = _block_diagonal(kernel, groups), window._replace(groups=1)
-    return ALGORITHMS[choose(x, kernel, window, train=train)](x, kernel, window)
+    algorithm = choose(x, kernel, window, train=train)
+    if algorithm is onednn:
+        return onednn(x, kernel, window, *bias, relu=relu)
+    return finish(algorithm(x, kernel, window), *bias, relu=relu)
 
 
-def choose(x: Any, kernel: Any, window: Window, *, train: bool) -> str:
-    """Return the fastest of ``ALGORITHMS`` here and at ``jax.default_matmul_precision``."""
+def choose(x: Any, kernel: Any, window: Window, *, train: bool) -> Callable[..., jax.Array]:
+    """Return the fastest algorithm here and at ``jax.default_matmul_precision``."""
     n, height, width, channels = x.shape
     if jax.default_backend() != "cpu":
-        return "xla"
+        return xla
     if window.groups > 1:
-        return "depthwise" if window.groups == channels else "xla"
+        return depthwise if window.groups == channels else xla
     rows, columns = window.outputs(x)
     taps, pixels = math.prod(window.sizes), height * width
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     inexact = precision not in ("highest", "float32") and x.dtype != jnp.float64
     large = taps > 1 and rows * columns * max(channels, 16) * kernel.shape[3] >= LARGE
     if inexact and (large or not train) and serves(x, window):
-        return "onednn"
+        return onednn
     if window.sizes == (1, 1) and window.paddings == ((0, 0), (0, 0)):
-        return "patches"
-    if pixels <= taps:
-        if pixels * rows * columns > MAX_BLOCKS:
-            return "xla"
+        return patches
+    if pixels <= taps and pixels * rows * columns <= MAX_BLOCKS:
         many = not isinstance(n, int) or n * taps >= FEW * pixels  # symbolic in an export
-        return "dense" if many and x.dtype != jnp.bfloat16 else "patches"
+        return dense if many and x.dtype != jnp.bfloat16 else patches
     tiles = window.strides == window.dilations == (1, 1) and rows % TILE == columns % TILE == 0
-    return "winograd" if window.sizes == (3, 3) and tiles and channels >= 16 and inexact else "xla"
+    return winograd if window.sizes == (3, 3) and tiles and channels >= 16 and inexact else xla
 
 
-# On CPU, XLA computes the gradients of grouped convolutions 3 to 100 times too slowly.
-def _depthwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Sum weighted shifted images, where each channel is a group."""
+def depthwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Sum shifted images, a group for each channel; XLA's gradients take 3 to 100 times as long."""
     views = window.views(jnp.repeat(x, kernel.shape[3] // window.groups, axis=3))
     wide = kernel.astype(jnp.promote_types(x.dtype, jnp.float32))  # on CPU, bfloat16 is slow here
     weights = wide.reshape(-1, 1, 1, 1, kernel.shape[3])
@@ -69,13 +71,3 @@ def _block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
     blocks = kernel.reshape(rows, columns, 1, channels, groups, -1)
     own = jnp.eye(groups, dtype=bool).reshape(1, 1, groups, 1, groups, 1)
     return jnp.where(own, blocks, 0).reshape(rows, columns, channels * groups, features)
-
-
-ALGORITHMS: dict[str, Callable[[jax.Array, jax.Array, Window], jax.Array]] = {
-    "xla": xla,
-    "onednn": onednn,
-    "dense": dense,
-    "patches": patches,
-    "winograd": winograd,
-    "depthwise": _depthwise,
-}

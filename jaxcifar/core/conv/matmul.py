@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcifar.core.conv.window import Window, moved, slices
+from jaxcifar.core.conv.window import Window, slices
 
 
 @jax.custom_gradient
@@ -40,9 +40,21 @@ def product(a: jax.Array, b: jax.Array, axes: Any, batch: tuple[int, ...] = ()) 
     return lax.dot_general(a, b, (axes, (batch, batch)), preferred_element_type=wide)
 
 
+def finish(y: jax.Array, *bias: jax.Array, relu: bool = False) -> jax.Array:
+    """Add a bias in its own dtype, because its gradient is a sum over the batch; apply ReLU."""
+    for each in bias:
+        y = (y.astype(each.dtype) + per_channel(each, y)).astype(y.dtype)
+    return jax.nn.relu(y) if relu else y
+
+
+def per_channel(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Reshape ``(C,)`` to the rank of ``x``, because rank promotion may be an error."""
+    return values.reshape((1,) * (x.ndim - 1) + values.shape)
+
+
 def patches(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Compute ``conv2d`` by one product of all that the kernel meets, if that is not much."""
-    met = moved(lambda x: jnp.concatenate([*window.views(x)], axis=3), x)
+    met = jnp.concatenate([*window.views(x)], axis=3)
     y = matmul(met.reshape(-1, met.shape[3]), kernel.reshape(-1, kernel.shape[3]))
     return y.reshape(*met.shape[:3], -1)
 

@@ -1,7 +1,7 @@
 """bfloat16 convolutions by oneDNN, which XLA's CPU backend contains, but does not use by itself.
 
 Where the processor has AMX they are ten times as fast as XLA's own. XLA does not document the calls
-and cannot store a program with them; jaxlib 0.10 to 0.12 understand these.
+and can neither store nor split a program with them; jaxlib 0.10 to 0.12 understand these.
 """
 
 import json
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcifar.core.conv.window import Window, moved
+from jaxcifar.core.conv.matmul import finish
+from jaxcifar.core.conv.window import Window
 
 NARROW = 8  # pixels: oneDNN multiplies tiles of up to 16 in a row
 
@@ -27,7 +28,7 @@ def serves(x: Any, window: Window) -> bool:
         for size, _, padding, dilation, side, count in axes
     )
     static = isinstance(x.shape[0], int) and x.size > 0  # not so in an export
-    here = _has_amx() and jax.device_count() == 1  # XLA cannot split a call
+    here = jax.__version_info__ < (0, 13) and jax.device_count() == 1 and _has_amx()
     return x.dtype == jnp.bfloat16 and window.groups == 1 and here and static and sound
 
 
@@ -35,8 +36,7 @@ def serves(x: Any, window: Window) -> bool:
 def _has_amx() -> bool:
     """Whether the processor multiplies tiles of bfloat16; an unknown call would end the process."""
     cpu = Path("/proc/cpuinfo")  # on Linux
-    amx = cpu.exists() and "amx_bf16" in cpu.read_text(errors="replace")
-    return amx and jax.__version_info__ < (0, 13)
+    return cpu.exists() and "amx_bf16" in cpu.read_text(errors="replace")
 
 
 def xla(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -49,12 +49,18 @@ def xla(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     )
 
 
-def onednn(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def onednn(
+    x: jax.Array, kernel: jax.Array, window: Window, *bias: jax.Array, relu: bool = False
+) -> jax.Array:
     """Compute ``conv2d`` in bfloat16."""
 
     @jax.custom_gradient
-    def convolve(x: jax.Array, kernel: jax.Array) -> Any:
-        def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def convolve(x: jax.Array, kernel: jax.Array, *bias: jax.Array) -> Any:
+        y = _correlate(x, kernel, window, *bias, relu=relu)
+
+        def gradients(dy: jax.Array) -> tuple[jax.Array, ...]:
+            dy = jnp.where(y > 0, dy, 0) if relu else dy
+            d_bias = (jnp.sum(dy.astype(each.dtype), (0, 1, 2)) for each in bias)
             if window.strides == (1, 1):
                 axes = zip(window.sizes, window.paddings, strict=True)
                 rows, columns = ((k - 1 - before, k - 1 - after) for k, (before, after) in axes)
@@ -62,42 +68,37 @@ def onednn(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
                 d_x = onednn(dy, turned, window._replace(paddings=(rows, columns)))
             else:
                 (d_x,) = jax.linear_transpose(lambda x: xla(x, kernel, window), x)(dy)
-            flat = dy.reshape(-1, dy.shape[3])
-            views = (view.reshape(-1, view.shape[3]) for view in window.views(x))
-            dot = partial(lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())))
-            taps = [_call("matmul", {"transpose_a": True}, dot, view, flat) for view in views]
-            return d_x, jnp.stack(taps).reshape(kernel.shape)
+            taps = [_multiply(view, dy, transpose_a=True) for view in window.views(x)]
+            return d_x, jnp.stack(taps).reshape(kernel.shape), *d_bias
 
-        return _correlate(x, kernel, window), gradients
+        return y, gradients
 
-    return convolve(x, kernel)
+    return convolve(x, kernel, *bias)
 
 
-def _correlate(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def _correlate(x: jax.Array, kernel: jax.Array, window: Window, *bias: Any, relu: bool) -> Any:
     """Compute ``onednn``: a product, or of narrow images side by side, zeros between them."""
     if window.sizes == (1, 1):
         (met,) = window.views(x)
-        y = _call("matmul", {}, jnp.matmul, met.reshape(-1, met.shape[3]), kernel[0, 0])
-        return y.reshape(*met.shape[:3], -1)
+        y = _multiply(met, kernel, transpose_a=False)
+        return finish(y.reshape(*met.shape[:3], -1), *bias, relu=relu)
     n, rows, width, channels = x.shape
     if width >= NARROW or window.strides[1] > 1:
-        return _convolve(x, kernel, window)
+        return _convolve(x, kernel, window, *bias, relu=relu)
     before, after = window.paddings[1]
     gap, paddings = max(before, after), (before, window.sizes[1] - 1 - before)
-
-    def join(x: jax.Array) -> jax.Array:
-        apart = jnp.pad(x, ((0, 0), (0, 0), (0, gap), (0, 0)))
-        return apart.swapaxes(0, 1).reshape(1, rows, -1, channels)
-
-    def split(y: jax.Array) -> jax.Array:
-        apart = y.reshape(y.shape[1], n, width + gap, -1).swapaxes(0, 1)
-        return apart[:, :, : window.outputs(x)[1]]
-
+    apart = jnp.pad(x, ((0, 0), (0, 0), (0, gap), (0, 0)))
+    joined = apart.swapaxes(0, 1).reshape(1, rows, -1, channels)
     wide = window._replace(paddings=(window.paddings[0], paddings))
-    return moved(split, _convolve(moved(join, x), kernel, wide))
+    y = _convolve(joined, kernel, wide, *bias, relu=relu)
+    apart = y.reshape(y.shape[1], n, width + gap, -1).swapaxes(0, 1)
+    return apart[:, :, : window.outputs(x)[1]]
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def _convolve(x: jax.Array, kernel: jax.Array, window: Window, *bias: Any, relu: bool) -> Any:
+    def plain(x: jax.Array, kernel: jax.Array, *bias: jax.Array) -> jax.Array:
+        return finish(xla(x, kernel, window), *bias, relu=relu)
+
     befores, afters = zip(*window.paddings, strict=True)
     images = {"data": {"batch_dim": 0, "spatial_dims": [1, 2], "feature_dim": 3}}
     axes = {"spatial_dims": [0, 1], "input_feature_dim": 2, "output_feature_dim": 3}
@@ -109,21 +110,28 @@ def _convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
         "output": images,
         "kernel": {"filter": axes | {"shape": kernel.shape}},
         "window": moves | {"pad_left": befores, "pad_right": afters},
+        "fusions": {"ops": ["BIAS"] * len(bias) + ["RELU"] * relu},
     }
-    return _call("convolution", config, partial(xla, window=window), x, kernel)
+    return _call("convolution", {"onednn_conv_config": config}, plain, x, kernel, *bias)
+
+
+def _multiply(a: jax.Array, b: jax.Array, *, transpose_a: bool) -> Any:
+    """Multiply matrices, of which all axes but the last are rows."""
+    a, b = (x.reshape(-1, x.shape[-1]) for x in (a, b))
+    dot = partial(lax.dot_general, dimension_numbers=(((1 - transpose_a,), (0,)), ((), ())))
+    return _call("matmul", {"onednn_matmul_config": {"transpose_a": transpose_a}}, dot, a, b)
 
 
 def _call(
     name: str, config: dict[str, Any], plain: Callable[..., jax.Array], *operands: jax.Array
 ) -> Any:
     """Let oneDNN compute what ``plain(*operands)`` does, which also has the gradients."""
-    field = {"convolution": "onednn_conv_config", "matmul": "onednn_matmul_config"}[name]
     compute: Any = jax.ffi.ffi_call(
         f"__onednn${name}",
         jax.eval_shape(plain, *operands),
         vmap_method="sequential",
         custom_call_api_version=2,
-        legacy_backend_config=json.dumps({field: config}),
+        legacy_backend_config=json.dumps(config),
     )
 
     @jax.custom_gradient

@@ -1,6 +1,6 @@
 """How a window moves over an image, and torch's ways to write it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -24,18 +24,6 @@ def slices(
     for index in np.ndindex(*counts):
         axes = zip(index, steps, lengths, strides, strict=True)
         yield [slice(i * step, i * step + (n - 1) * s + 1, s) for i, step, n, s in axes]
-
-
-def moved(move: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Compute ``move(x)``, which copies values: XLA does so with bfloat16 by way of float32."""
-
-    @jax.custom_gradient
-    def compute(x: jax.Array) -> Any:
-        narrow = x.dtype == jnp.bfloat16
-        y = move(x.view(jnp.uint16)).view(x.dtype) if narrow else move(x)
-        return y, jax.linear_transpose(move, x)
-
-    return compute(x)
 
 
 class Window(NamedTuple):
