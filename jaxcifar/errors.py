@@ -51,5 +51,4 @@ def difference(first: Sequence[str], second: Sequence[str], name: str, other: st
         for names, others, where in ((first, second, name), (second, first, other))
         if (only := [text for text in dict.fromkeys(names) if text not in others])
     ]
-    order = "they are in another order" if first != second else ""
-    return "; ".join(parts) or order
+    return "; ".join(parts) or ("they are in another order" if first != second else "")

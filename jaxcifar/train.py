@@ -96,5 +96,4 @@ def train_and_evaluate(config: TrainConfig) -> History:
 
 def main(config: TrainConfig) -> None:
     """Run the command."""
-    history = train_and_evaluate(config)
-    log.info("Checkpoints, logs and report are in %s", history.workdir)
+    log.info("Checkpoints, logs and report are in %s", train_and_evaluate(config).workdir)

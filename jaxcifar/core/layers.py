@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.nn.initializers import Initializer
+from jax.nn.initializers import Initializer, ones, variance_scaling, zeros
 
 from jaxcifar.core.conv import conv2d
 from jaxcifar.core.conv.matmul import finish, per_channel
@@ -17,7 +17,7 @@ from jaxcifar.core.conv.window import Size, Window
 __all__ = ["BatchNorm", "Conv", "Dropout", "Function", "Linear", "MaxPool", "ReLU", "Sequential"]
 Layer = Callable[..., Any]  # a constructor of a layer with everything bound but its name
 # torch's default for Conv2d and Linear weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+torch_uniform = variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Sequential(nn.Module):
@@ -172,7 +172,6 @@ def pool(
 def affine(layer: nn.Module, x: jax.Array, scale: bool, bias: bool) -> tuple[jax.Array, jax.Array]:
     """Create the parameters that a layer has; the others are constants."""
     shape, dtype = x.shape[-1:], jnp.promote_types(x.dtype, jnp.float32)
-    ones, zeros = nn.initializers.ones, nn.initializers.zeros
     return (
         layer.param("scale", ones, shape, dtype) if scale else jnp.ones(shape, dtype),
         layer.param("bias", zeros, shape, dtype) if bias else jnp.zeros(shape, dtype),

@@ -89,8 +89,7 @@ def to_tree(
     """
     tree, arrays, rounded = {}, {}, list[str]()
     for key, leaf in expected.items():
-        tensor = tensors.get(key, np.zeros((), leaf.dtype))
-        array = torch_files.to_numpy(f"{source}: {key}", tensor)
+        array = torch_files.to_numpy(f"{source}: {key}", tensors.get(key, np.zeros((), leaf.dtype)))
         array = array[0, ...] if array.ndim and not leaf.shape else array
         ours = array.transpose(np.argsort(TORCH_AXES[len(leaf.shape)]))
         tree[leaf.path], exact = convert(ours, leaf.dtype)

@@ -109,8 +109,7 @@ def _report(run: Run, outputs: Outputs, step: int, totals: Metrics, pace: float 
     skipped = int(totals.nonfinite)
     line = f"Epoch [{epoch + 1}/{run.config.epochs}], Step [{done + 1}/{run.steps_per_epoch}]"
     line += f" Loss: {loss:.4f}" + (f" ({skipped} updates skipped)" if skipped else "")
-    note = f"training accuracy {100 * accuracy:.2f} %"
-    outputs.progress.result(line, note, pace)
+    outputs.progress.result(line, f"training accuracy {100 * accuracy:.2f} %", pace)
     values = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "skipped": skipped or None}
     rate = float(run.schedule(step - 1))
     outputs.metrics.write(step, "train", **values, learning_rate=rate, images_per_second=pace)

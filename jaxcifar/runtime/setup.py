@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,10 @@ from jaxcifar.core.steps import Examples, Metrics
 from jaxcifar.errors import UserError, difference, log
 from jaxcifar.files import checkpoints, networks, weights
 from jaxcifar.files.run import RunDirectory
+
+# A program that runs once is compiled in half the time if it need not be fast.
+QUICK: Any = {"xla_backend_optimization_level": 0}
+QUICK |= {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
 
 
 class Run(NamedTuple):
@@ -102,7 +107,8 @@ def prepare(config: TrainConfig, directory: RunDirectory) -> tuple[Run, state.Tr
     _, order_key, step_key = split(np.uint32(config.seed))
     init_key = state.host_key(config.seed)
     if initial is None:
-        first = state.create_state(init_key, model, optimizer)
+        create = partial(state.create_state, model=model, optimizer=optimizer)
+        first = jax.jit(create, compiler_options=QUICK)(init_key)
     else:
         variables, adam = initial.variables, initial.adam
         if initial.num_classes == len(dataset.class_names):

@@ -85,11 +85,10 @@ def _correlate(x: jax.Array, kernel: jax.Array, window: Window, *bias: Any, relu
     n, rows, width, channels = x.shape
     if width >= NARROW or window.strides[1] > 1:
         return _convolve(x, kernel, window, *bias, relu=relu)
-    before, after = window.paddings[1]
-    gap, paddings = max(before, after), (before, window.sizes[1] - 1 - before)
+    before, gap = window.paddings[1][0], max(window.paddings[1])
     apart = jnp.pad(x, ((0, 0), (0, 0), (0, gap), (0, 0)))
     joined = apart.swapaxes(0, 1).reshape(1, rows, -1, channels)
-    wide = window._replace(paddings=(window.paddings[0], paddings))
+    wide = window._replace(paddings=(window.paddings[0], (before, window.sizes[1] - 1 - before)))
     y = _convolve(joined, kernel, wide, *bias, relu=relu)
     apart = y.reshape(y.shape[1], n, width + gap, -1).swapaxes(0, 1)
     return apart[:, :, : window.outputs(x)[1]]
