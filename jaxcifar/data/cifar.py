@@ -142,36 +142,36 @@ def _parse_batch(name: str, content: bytes, source: Source) -> Examples:
     else:
         batch = _unpickle(content)
         pixels, labels = batch[b"data"], np.asarray(batch[source.prefix + b"labels"])
-    images = pixels.reshape(count, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Examples(images, labels.astype(np.int32))
+    return Examples(pixels.reshape(count, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int32))
 
 
 def _prepared(folder: Path, test_only: bool) -> Dataset:
-    for file in folder.iterdir():
-        regular_file(file)
+    """Return what was decoded from files with these bytes before, out of the user's cache."""
+    files = sorted(path for path in folder.iterdir() if regular_file(path).is_file())
+    sums = [f"{file.name} {pooch.file_hash(file)}" for file in files]
+    name = hashlib.sha256("\n".join([*sums, str(test_only)]).encode()).hexdigest()
+    path = None
+    with suppress(Exception):  # there is no home, or nothing kept, or it is damaged
+        path = platformdirs.user_cache_path("jaxcifar", ensure_exists=True) / f"{name}.npz"
+        with path.open("rb") as kept, np.load(kept) as arrays:  # with the archive's checksums
+            *parts, names = arrays.values()
+            return Dataset(Examples(*parts[:2]), Examples(*parts[2:]), tuple(names.tolist()))
+    dataset = _decoded(folder, test_only)
+    with suppress(OSError):  # the disk is full
+        if path is not None:
+            np.savez(path, *dataset.train, *dataset.test, dataset.class_names)
+    return dataset
+
+
+def _decoded(folder: Path, test_only: bool) -> Dataset:
     info = tfds.builder_from_directory(folder).info
     splits = [NO_EXAMPLES] if test_only else []
     for split in ("train", "test")[len(splits) :]:
-        examples = _kept([Path(file) for file in info.splits[split].filepaths])
+        examples = _read([Path(file) for file in info.splits[split].filepaths])
         if len(examples.labels) != (count := info.splits[split].num_examples):
             raise ValueError(f"{split} has {len(examples.labels)} records instead of {count}")
         splits.append(examples)
     return Dataset(splits[0], splits[1], tuple(info.features["label"].names))
-
-
-def _kept(files: list[Path]) -> Examples:
-    """Return what was read from files with these bytes before, out of the user's cache."""
-    name = hashlib.sha256("".join(map(pooch.file_hash, files)).encode()).hexdigest()
-    path = None
-    with suppress(Exception):  # there is no home, or nothing kept, or it is damaged
-        path = platformdirs.user_cache_path("jaxcifar", ensure_exists=True) / f"{name}.npz"
-        with path.open("rb") as file, np.load(file) as arrays:
-            return Examples(**arrays)  # with the checksums of the archive
-    examples = _read(files)
-    with suppress(OSError):  # the disk is full
-        if path is not None:
-            np.savez(path, **examples._asdict())
-    return examples
 
 
 def _read(files: list[Path]) -> Examples:
