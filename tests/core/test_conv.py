@@ -44,17 +44,17 @@ def assert_close(ours, expected, bound):
 
 @settings(deadline=None, max_examples=10)
 @given(
-    height=st.integers(1, 6),
-    width=st.integers(1, 6),
+    sides=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     kernel_size=st.sampled_from([1, 2, 3, 7]),
     stride=st.integers(1, 3),
     # The compiler of jax 0.12 aborts where a weight sees nothing but padding.
     padding=st.integers(0, 3 if jax.__version_info__ < (0, 12) else 0),
     channels=st.sampled_from([1, 2, 4, 16]),
 )
-def test_plain_algorithms_equal_xlas(height, width, kernel_size, stride, padding, channels):
-    assume(min(height, width) + 2 * padding >= kernel_size)
-    x, kernel = draw(height, (2, height, width, channels), (kernel_size, kernel_size, channels, 3))
+def test_plain_algorithms_equal_xlas(sides, kernel_size, stride, padding, channels):
+    assume(min(sides) + 2 * padding >= kernel_size)
+    assume((min(sides), kernel_size, stride) != (1, 2, 2))  # that of jax 0.10 aborts here
+    x, kernel = draw(sides[0], (2, *sides, channels), (kernel_size, kernel_size, channels, 3))
     plain = run(xla, x, kernel, stride, padding)
     for algorithm in (dense, patches):
         equal = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4, err_msg=str(algorithm))
