@@ -35,7 +35,7 @@ COMMANDS: dict[str, type[Options]] = {
 
 def main(*words: str) -> NoReturn:
     """Run ``jaxcifar``, with these words and then the process's arguments, and exit."""
-    gc.set_threshold(500_000)  # tracing creates millions of objects, nearly all to be kept
+    gc.set_threshold(50_000)  # tracing creates millions of objects, nearly all to be kept
     os.environ["MPLBACKEND"] = "agg"  # figures are files, whatever the user's plots are
     name, *rest = [*words, *sys.argv[1:]] or ["--help"]
     console.protect_streams()
